@@ -1,0 +1,1 @@
+"""The worker pools: pull, micro-batch, run, reply."""
