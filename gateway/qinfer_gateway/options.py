@@ -1,0 +1,39 @@
+"""What a gateway process can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """Options of one gateway process; times in seconds, sizes in bytes.
+
+    Attributes:
+        nats: URL of the broker; may hold credentials, so it is never logged.
+        namespace: several fleets can share one NATS account, each in its namespace.
+        host: address the HTTP and gRPC servers listen on.
+        http_port: 0 for any free port, -1 for no HTTP.
+        grpc_port: 0 for any free port, -1 for no gRPC.
+        metrics_host, metrics_port: address of `/metrics`; port -1 for none.
+        reuse_port: share the ports with other gateway processes of this host.
+        max_body_bytes: largest request body, before and after decompression.
+        request_timeout: deadline of a request that names none.
+        max_in_flight: requests this process holds at once; more are answered 429.
+        drain_timeout: how long requests in flight may take to finish at shutdown.
+        log_requests: one structured log line a request.
+    """
+
+    nats: str
+    namespace: str = "default"
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = -1
+    reuse_port: bool = False
+    max_body_bytes: int = 64 * 1024 * 1024
+    request_timeout: float = 30.0
+    max_in_flight: int = 4096
+    drain_timeout: float = 30.0
+    log_requests: bool = False

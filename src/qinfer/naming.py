@@ -1,0 +1,86 @@
+"""Names on the bus: every subject, stream, consumer and bucket name is built here.
+
+Nothing a client sends reaches a subject raw: model names are escaped to `[A-Za-z0-9_-]` and `=XX` for any
+other UTF-8 byte, which is safe in subject tokens, stream names and file names and can be read back.
+"""
+
+from __future__ import annotations
+
+import re
+
+from qinfer.errors import InvalidRequest
+
+MAX_NAME = 100
+"""Longest model or namespace name, in characters."""
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_MAX_ESCAPED = 180  # a stream is a folder of the broker: prefix, namespace and this stay below 255 bytes
+_REPLY = re.compile(r"_INBOX\.[A-Za-z0-9_\-=.]{1,200}")
+
+
+def escape(name: str) -> str:
+    """Escape a name for use as one subject token. Inverse of `unescape`.
+
+    Raises:
+        InvalidRequest: the name is empty, too long, or not valid Unicode.
+    """
+    if not name or len(name) > MAX_NAME:
+        raise InvalidRequest(f"name of {len(name)} characters; expected 1 to {MAX_NAME}")
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"name {name!r} is not valid Unicode") from None
+    token = "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in raw)
+    if len(token) > _MAX_ESCAPED:
+        raise InvalidRequest(f"name {name!r} is {len(token)} characters escaped; at most {_MAX_ESCAPED} are allowed")
+    return token
+
+
+def unescape(token: str) -> str:
+    """Read an escaped name back."""
+    return re.sub(rb"=([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), token.encode()).decode()
+
+
+def check_reply(subject: str) -> str:
+    """Return `subject` if a worker may publish replies on it.
+
+    A frame says itself where its replies go. Only inboxes are allowed, so that a client cannot have a worker
+    publish, with the worker's permissions, on subjects of the broker or of other clients.
+
+    Raises:
+        InvalidRequest: it is no inbox.
+    """
+    if not _REPLY.fullmatch(subject):
+        raise InvalidRequest(f"reply subject {subject[:80]!r} is not an inbox; expected _INBOX.<token>")
+    return subject
+
+
+class Names:
+    """All names of one namespace."""
+
+    def __init__(self, namespace: str = "default") -> None:
+        self.namespace = namespace
+        token = escape(namespace)
+        self._prefix = f"qinfer.{token}"
+        self.models_bucket = f"qinfer_{token}_models"
+        self.workers_bucket = f"qinfer_{token}_workers"
+
+    def stream(self, model: str) -> str:
+        """The work-queue stream of a model."""
+        return f"QINFER_{escape(self.namespace)}_{escape(model)}"
+
+    def stream_subjects(self, model: str) -> str:
+        """The subjects that stream captures."""
+        return f"{self._prefix}.infer.{escape(model)}.*"
+
+    def requests(self, model: str, version: str = "") -> str:
+        """Where frames for a model are published; without a version, the worker's newest answers."""
+        return f"{self._prefix}.infer.{escape(model)}.{version or 'latest'}"
+
+    def consumer(self, version: str = "") -> str:
+        """The durable consumer within the model's stream."""
+        return f"v{version}" if version else "latest"
+
+    def control(self, topic: str) -> str:
+        """A core subject all roles of the namespace listen on, for questions such as statistics."""
+        return f"{self._prefix}.control.{topic}"

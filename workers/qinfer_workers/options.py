@@ -1,0 +1,37 @@
+"""What a worker process can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """Options of one worker process; times in seconds.
+
+    Attributes:
+        nats: URL of the broker; may hold credentials, so it is never logged.
+        repositories: model repositories to load from.
+        models: names of the models to load; empty for all.
+        namespace: several fleets can share one NATS account, each in its namespace.
+        metrics_host, metrics_port: address of `/metrics`; port -1 for none.
+        drain_timeout: how long batches in hand may take to finish at shutdown.
+        ack_wait: after how long without a sign of life the broker gives a request to another worker.
+        storage: where the broker keeps queued requests.
+        replicas: copies of the queue a NATS cluster keeps.
+        max_queue_messages: frames the broker queues for a model before it refuses more.
+    """
+
+    nats: str
+    repositories: tuple[Path, ...]
+    models: tuple[str, ...] = ()
+    namespace: str = "default"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = -1
+    drain_timeout: float = 30.0
+    ack_wait: float = 5.0
+    storage: Literal["memory", "file"] = "file"
+    replicas: int = 1
+    max_queue_messages: int = 65536
