@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 
-from qinfer.errors import InvalidRequest
+from qinfer.errors import InvalidRequest, SetupError
 
 MAX_NAME = 100
-"""Longest model or namespace name, in characters."""
+"""Longest model name, in characters."""
+
+WORKER_LIFETIME = 7.0
+"""Seconds without a renewal after which a worker counts as dead."""
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _MAX_ESCAPED = 180  # a stream is a folder of the broker: prefix, namespace and this stay below 255 bytes
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _REPLY = re.compile(r"_INBOX\.[A-Za-z0-9_\-=.]{1,200}")
 
 
@@ -32,7 +36,9 @@ def escape(name: str) -> str:
         raise InvalidRequest(f"name {name!r} is not valid Unicode") from None
     token = "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in raw)
     if len(token) > _MAX_ESCAPED:
-        raise InvalidRequest(f"name {name!r} is {len(token)} characters escaped; at most {_MAX_ESCAPED} are allowed")
+        raise InvalidRequest(
+            f"name {name!r} is {len(token)} characters escaped; at most {_MAX_ESCAPED} are allowed"
+        )
     return token
 
 
@@ -59,15 +65,20 @@ class Names:
     """All names of one namespace."""
 
     def __init__(self, namespace: str = "default") -> None:
+        if not _NAMESPACE.fullmatch(namespace):
+            raise SetupError(f"namespace {namespace!r}; expected 1 to 40 letters, digits, '_' or '-'")
         self.namespace = namespace
-        token = escape(namespace)
-        self._prefix = f"qinfer.{token}"
-        self.models_bucket = f"qinfer_{token}_models"
-        self.workers_bucket = f"qinfer_{token}_workers"
+        self._prefix = f"qinfer.{namespace}"
+        self.models_bucket = f"qinfer_{namespace}_models"
+        self.workers_bucket = f"qinfer_{namespace}_workers"
+
+    def lifetime(self, bucket: str) -> float | None:
+        """Seconds after which an entry of a bucket is forgotten unless renewed; None for never."""
+        return WORKER_LIFETIME if bucket == self.workers_bucket else None
 
     def stream(self, model: str) -> str:
         """The work-queue stream of a model."""
-        return f"QINFER_{escape(self.namespace)}_{escape(model)}"
+        return f"QINFER_{self.namespace}={escape(model)}"
 
     def stream_subjects(self, model: str) -> str:
         """The subjects that stream captures."""

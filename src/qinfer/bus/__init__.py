@@ -1,0 +1,9 @@
+"""The bus: durable queues of request frames, reply inboxes, questions to the fleet, the registry.
+
+One package per implementation, all of the same inner shape: `memory` (in this process) and `nats`.
+"""
+
+from qinfer.bus.base import Bus, Consumer, Delivery, QueueSpec, Watcher
+from qinfer.bus.factory import connect
+
+__all__ = ["Bus", "Consumer", "Delivery", "QueueSpec", "Watcher", "connect"]

@@ -1,0 +1,202 @@
+"""The contract every bus implementation keeps; `tests/bus/contract.py` is its executable form.
+
+Handlers are plain functions called on the event loop, in order, and must not block. Methods that are not
+`async` never wait: they hand their bytes to the connection and return.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from qinfer.errors import PayloadTooLarge, QInferError
+from qinfer.naming import Names
+
+ReplyHandler: TypeAlias = "Callable[[bytes], None]"
+RefusedHandler: TypeAlias = "Callable[[QInferError], None]"
+AnswerHandler: TypeAlias = "Callable[[bytes], Awaitable[bytes]]"
+WatchHandler: TypeAlias = "Callable[[str, bytes | None], None]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueSpec:
+    """How a model's queue is kept; times in seconds, sizes in bytes.
+
+    Attributes:
+        ack_wait: after how long without ack or sign of life a frame is delivered again.
+        max_messages: frames queued before more are refused with `QueueFull`.
+        max_bytes: bytes queued before more are refused; -1 for no limit.
+        storage: "memory" or "file".
+        replicas: copies kept by a cluster.
+    """
+
+    ack_wait: float = 5.0
+    max_messages: int = 65536
+    max_bytes: int = 1 << 30
+    storage: Literal["memory", "file"] = "file"
+    replicas: int = 1
+
+
+class Delivery(ABC):
+    """One frame handed to a consumer. Exactly one of `ack`, `nak` and `term` ends it.
+
+    Attributes:
+        payload: the frame.
+        attempt: how often the frame was delivered, this time included; from 1.
+        pending: frames queued behind this one, as the broker last saw it.
+        stored_us: when the broker stored the frame, Unix microseconds of the broker's clock.
+    """
+
+    __slots__ = ("attempt", "payload", "pending", "stored_us")
+
+    payload: bytes
+    attempt: int
+    pending: int
+    stored_us: int
+
+    @abstractmethod
+    def ack(self) -> None:
+        """The frame is done: the queue forgets it."""
+
+    @abstractmethod
+    def nak(self, delay: float = 0.0) -> None:
+        """Give the frame back; it is delivered again, to any worker, after `delay` seconds."""
+
+    @abstractmethod
+    def in_progress(self) -> None:
+        """Restart the frame's ack wait."""
+
+    @abstractmethod
+    def term(self) -> None:
+        """The frame can never be done: the queue forgets it."""
+
+
+DeliveryHandler: TypeAlias = Callable[[Delivery], None]
+
+
+class Consumer(ABC):
+    """A worker's pull on one queue. Frames come only against credit."""
+
+    @property
+    @abstractmethod
+    def credit(self) -> int:
+        """Frames that may still be delivered."""
+
+    @abstractmethod
+    def grant(self, frames: int) -> None:
+        """Add credit for `frames` more frames."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop pulling. Idempotent. Frames delivered before must still be ended by their holder."""
+
+
+class Watcher(ABC):
+    """A running watch on a registry bucket."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop watching. Idempotent."""
+
+
+class Bus(ABC):
+    """A connection to the broker.
+
+    Attributes:
+        names: subjects and streams of the namespace.
+        reply_to: this connection's inbox, to put into request frames.
+        max_payload: largest frame in bytes.
+    """
+
+    names: Names
+    reply_to: str
+    max_payload: int
+
+    @property
+    @abstractmethod
+    def connected(self) -> bool:
+        """Whether the broker can be reached at the moment."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Connect. Raises `BusUnavailable` when the broker does not answer in time."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Send what is buffered and disconnect. Idempotent."""
+
+    # Requests
+
+    @abstractmethod
+    def publish(self, model: str, version: str, frame: bytes, refused: RefusedHandler) -> None:
+        """Queue a frame durably.
+
+        `refused` is called later, at most once, when the broker did not take it: `QueueFull`, `NoWorker`
+        when the model has no queue, else `BusUnavailable`.
+
+        Raises:
+            BusUnavailable: not connected, or more bytes wait to be sent than the connection may buffer.
+            PayloadTooLarge: the frame is above `max_payload`.
+        """
+
+    @abstractmethod
+    def on_reply(self, handler: ReplyHandler) -> None:
+        """Set who gets the frames that arrive at `reply_to`."""
+
+    @abstractmethod
+    async def declare(self, model: str, spec: QueueSpec) -> None:
+        """Create the model's queue, or bring an existing one to `spec`."""
+
+    @abstractmethod
+    async def consume(self, model: str, version: str, handler: DeliveryHandler) -> Consumer:
+        """Pull frames published for `version` ("" for those that name none). Starts with no credit."""
+
+    @abstractmethod
+    def reply(self, reply_to: str, frame: bytes) -> None:
+        """Publish responses on a sender's inbox.
+
+        Raises:
+            InvalidRequest: `reply_to` is not an inbox.
+            BusUnavailable, PayloadTooLarge: as for `publish`.
+        """
+
+    # Questions to every process of the namespace
+
+    @abstractmethod
+    async def ask(self, topic: str, question: bytes, *, answers: int, timeout: float) -> list[bytes]:
+        """Ask all who `answer` on a topic; returns when `answers` have come or after `timeout` seconds."""
+
+    @abstractmethod
+    async def answer(self, topic: str, handler: AnswerHandler) -> None:
+        """Answer questions on a topic until the bus is closed."""
+
+    # Registry
+
+    @abstractmethod
+    async def put(self, bucket: str, key: str, value: bytes) -> None:
+        """Write a registry entry. Keys are escaped names joined with dots."""
+
+    @abstractmethod
+    async def delete(self, bucket: str, key: str) -> None:
+        """Remove a registry entry, if it is there."""
+
+    @abstractmethod
+    async def watch(self, bucket: str, handler: WatchHandler) -> Watcher:
+        """Call `handler(key, value)` for every entry, now and at each change; value None for a removal.
+
+        Returns once the handler has seen everything that is there.
+        """
+
+    @abstractmethod
+    def on_reconnect(self, handler: Callable[[], None]) -> None:
+        """Add a function to be called whenever a lost connection is there again."""
+
+
+def check_payload(frame: bytes, limit: int) -> None:
+    """Raise `PayloadTooLarge` for a frame above the broker's limit."""
+    if len(frame) > limit:
+        raise PayloadTooLarge(
+            f"message of {len(frame)} bytes is above the broker's max_payload of {limit} bytes"
+        )

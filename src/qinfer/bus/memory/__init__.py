@@ -1,0 +1,5 @@
+"""The bus within one process, for tests and single-process use."""
+
+from qinfer.bus.memory.bus import MemoryBus
+
+__all__ = ["MemoryBus"]

@@ -1,0 +1,284 @@
+"""The bus on NATS: see `qinfer.bus.base` for the contract.
+
+One wildcard subscription receives all that comes back to this connection: `<inbox>.r` replies,
+`<inbox>.p.<n>` the broker's publish acknowledgements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import APIError, NotFoundError
+
+from qinfer.bus.base import (
+    AnswerHandler,
+    Bus,
+    DeliveryHandler,
+    QueueSpec,
+    RefusedHandler,
+    ReplyHandler,
+    WatchHandler,
+    check_payload,
+)
+from qinfer.bus.nats.connection import Connection
+from qinfer.bus.nats.consumer import NatsConsumer
+from qinfer.bus.nats.registry import NatsWatcher, Registry
+from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
+from qinfer.naming import Names, check_reply
+
+logger = logging.getLogger(__name__)
+
+_MAX_UNCONFIRMED = 16384
+_ERR_STREAM_EXISTS = 10058
+_FULL = frozenset((10077, 10047, 10054))  # maximum messages, memory or storage exceeded, message too big
+
+
+class NatsBus(Bus):
+    """A connection to a NATS server or cluster with JetStream."""
+
+    def __init__(self, servers: Sequence[str], *, names: Names, name: str) -> None:
+        self.names = names
+        self._connection = Connection(servers, name=name)
+        self._reply_handler: ReplyHandler | None = None
+        self._unconfirmed: dict[int, RefusedHandler] = {}
+        self._next_publish = 0
+        self._subjects: dict[tuple[str, str], str] = {}
+        self._queues: dict[str, QueueSpec] = {}
+        self._consumers: dict[tuple[str, str], NatsConsumer] = {}
+        self._watchers: list[NatsWatcher] = []
+        self._restoring: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        return self._connection.connected
+
+    async def start(self) -> None:
+        await self._connection.start()
+        client = self._connection.client
+        self.max_payload = client.max_payload
+        self._inbox = client.new_inbox()
+        self.reply_to = f"{self._inbox}.r"
+        self._confirm_prefix = f"{self._inbox}.p."
+        self._jetstream = client.jetstream(timeout=5)
+        self._registry = Registry(self._connection, self._jetstream, self.names)
+        self._connection.on_reconnect(self._start_restore)
+        await client.subscribe(
+            f"{self._inbox}.>", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.gather(self._restoring, return_exceptions=True)
+        await self._connection.close()
+
+    # Requests
+
+    def publish(self, model: str, version: str, frame: bytes, refused: RefusedHandler) -> None:
+        check_payload(frame, self.max_payload)
+        if len(self._unconfirmed) >= _MAX_UNCONFIRMED:
+            raise BusUnavailable("the broker does not confirm what it is sent", retry_after=1.0)
+        key = (model, version)
+        subject = self._subjects.get(key)
+        if subject is None:
+            subject = self._subjects[key] = self.names.requests(model, version)
+        number = self._next_publish = self._next_publish + 1
+        self._unconfirmed[number] = refused
+        try:
+            self._connection.publish(subject, frame, f"{self._confirm_prefix}{number}")
+        except QInferError:
+            del self._unconfirmed[number]
+            raise
+
+    def on_reply(self, handler: ReplyHandler) -> None:
+        self._reply_handler = handler
+
+    async def declare(self, model: str, spec: QueueSpec) -> None:
+        self._queues[model] = spec
+        config = StreamConfig(
+            name=self.names.stream(model),
+            subjects=[self.names.stream_subjects(model)],
+            retention=RetentionPolicy.WORK_QUEUE,
+            discard=DiscardPolicy.NEW,
+            max_msgs=spec.max_messages,
+            max_bytes=spec.max_bytes,
+            storage=StorageType.MEMORY if spec.storage == "memory" else StorageType.FILE,
+            num_replicas=spec.replicas,
+            duplicate_window=1,
+        )
+        try:
+            await self._jetstream.add_stream(config)
+        except APIError as error:
+            if error.err_code != _ERR_STREAM_EXISTS:
+                raise _unavailable(error) from error
+            await self._update_stream(config)
+        except nats.errors.Error as error:
+            raise _unavailable(error) from error
+
+    async def _update_stream(self, config: StreamConfig) -> None:
+        """Bring an existing stream to its configuration; what cannot be changed in place is kept."""
+        info = await self._jetstream.stream_info(str(config.name))
+        if info.config.storage != config.storage:
+            logger.warning("queue %s stays in %s storage: it exists", config.name, info.config.storage)
+            config = config.evolve(storage=info.config.storage)
+        try:
+            await self._jetstream.update_stream(config)
+        except nats.errors.Error as error:
+            raise _unavailable(error) from error
+
+    async def consume(self, model: str, version: str, handler: DeliveryHandler) -> NatsConsumer:
+        await self._add_consumer(model, version)
+        consumer = NatsConsumer(
+            self._connection,
+            stream=self.names.stream(model),
+            consumer=self.names.consumer(version),
+            inbox=self._connection.client.new_inbox(),
+            handler=handler,
+        )
+        await consumer.start()
+        self._consumers[model, version] = consumer
+        return consumer
+
+    async def _add_consumer(self, model: str, version: str) -> None:
+        config = ConsumerConfig(
+            durable_name=self.names.consumer(version),
+            filter_subject=self.names.requests(model, version),
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self._queues[model].ack_wait,
+            max_ack_pending=-1,  # what is out at workers is bounded by their credit
+            max_waiting=4096,
+        )
+        try:
+            await self._jetstream.add_consumer(self.names.stream(model), config)
+        except nats.errors.Error as error:
+            raise _unavailable(error) from error
+
+    def reply(self, reply_to: str, frame: bytes) -> None:
+        check_payload(frame, self.max_payload)
+        self._connection.publish(check_reply(reply_to), frame)
+
+    async def _receive(self, message: Msg) -> None:
+        subject = message.subject
+        if subject == self.reply_to:
+            if self._reply_handler is not None:
+                self._reply_handler(message.data)
+        elif subject.startswith(self._confirm_prefix):
+            refused = self._unconfirmed.pop(int(subject[len(self._confirm_prefix) :]), None)
+            if refused is not None and (b'"error"' in message.data or message.headers):
+                refused(_refusal(message))
+
+    # Questions
+
+    async def ask(self, topic: str, question: bytes, *, answers: int, timeout: float) -> list[bytes]:
+        if answers <= 0:
+            return []
+        collected: list[bytes] = []
+        done = asyncio.Event()
+
+        async def receive(message: Msg) -> None:
+            if message.headers:  # nobody listens
+                done.set()
+                return
+            collected.append(message.data)
+            if len(collected) >= answers:
+                done.set()
+
+        client = self._connection.client
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox, cb=receive)
+        try:
+            self._connection.publish(self.names.control(topic), question, inbox)
+            await asyncio.wait_for(done.wait(), timeout)
+        except TimeoutError:
+            logger.info("%d of %d answers about %s came in time", len(collected), answers, topic)
+        finally:
+            await subscription.unsubscribe()
+        return collected
+
+    async def answer(self, topic: str, handler: AnswerHandler) -> None:
+        async def receive(message: Msg) -> None:
+            self._connection.publish(message.reply, await handler(message.data))
+
+        await self._connection.client.subscribe(self.names.control(topic), cb=receive)
+
+    # Registry
+
+    async def put(self, bucket: str, key: str, value: bytes) -> None:
+        try:
+            await self._registry.put(bucket, key, value)
+        except nats.errors.Error as error:
+            raise _unavailable(error) from error
+
+    async def delete(self, bucket: str, key: str) -> None:
+        try:
+            await self._registry.delete(bucket, key)
+        except nats.errors.Error as error:
+            raise _unavailable(error) from error
+
+    async def watch(self, bucket: str, handler: WatchHandler) -> NatsWatcher:
+        try:
+            watcher = await self._registry.watch(bucket, handler)
+        except nats.errors.Error as error:
+            raise _unavailable(error) from error
+        self._watchers.append(watcher)
+        return watcher
+
+    # Reconnect
+
+    def on_reconnect(self, handler: Callable[[], None]) -> None:
+        self._connection.on_reconnect(handler)
+
+    def _start_restore(self) -> None:
+        if self._restoring is not None:
+            self._restoring.cancel()
+        self._restoring = asyncio.create_task(self._restore())
+
+    async def _restore(self) -> None:
+        """Make anew what a restarted broker may have forgotten, then pull again."""
+        self._registry.forget()
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        if unconfirmed:
+            # Stored or not: nobody knows. Their requests are answered, or end at their deadline.
+            logger.warning("%d frames were sent but not confirmed when the broker went", len(unconfirmed))
+        while not self._closed:
+            try:
+                for model, spec in list(self._queues.items()):
+                    await self.declare(model, spec)
+                for (model, version), consumer in list(self._consumers.items()):
+                    if not consumer.closed:
+                        await self._add_consumer(model, version)
+                        consumer.reset()
+                for watcher in self._watchers:
+                    await watcher.refresh()
+                return
+            except (QInferError, nats.errors.Error, OSError) as error:
+                logger.warning("the broker is back but not ready: %s", error)
+                await asyncio.sleep(0.5)
+
+
+def _refusal(message: Msg) -> QInferError:
+    """The error of a publish acknowledgement that is none (JetStream's PubAck with an error, or no stream)."""
+    try:
+        error = json.loads(message.data)["error"]
+        code, description = int(error.get("err_code", 0)), str(error.get("description", ""))
+    except (ValueError, KeyError, TypeError):
+        return NoWorker("no queue exists for this model on the broker", retry_after=1.0)
+    if code in _FULL:
+        return QueueFull(f"the model's queue is full: {description}", retry_after=1.0)
+    return BusUnavailable(f"the broker refused the message: {description}", retry_after=1.0)
+
+
+def _unavailable(error: Exception) -> BusUnavailable:
+    if isinstance(error, NotFoundError):
+        return BusUnavailable(f"the broker has no such stream or consumer: {error}", retry_after=1.0)
+    return BusUnavailable(f"the broker refused: {error!r}", retry_after=1.0)

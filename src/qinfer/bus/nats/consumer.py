@@ -1,0 +1,161 @@
+"""Lingering pulls on a JetStream consumer.
+
+`fetch` of a client library either returns at once or waits its whole timeout, so it cannot express "the
+first frame, then whatever comes within a window". Instead a pull request stays open at the server, which
+delivers frame by frame against it as they arrive, and windows are formed by the worker. Where credit is
+granted while a frame is acked, the pull travels within the ack (`+NXT`): one message less per round.
+Protocol: https://docs.nats.io/reference/reference-protocols/nats_api_reference and ADR-15, ADR-37.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from qinfer.bus.base import Consumer, Delivery, DeliveryHandler
+from qinfer.bus.nats.connection import Connection
+from qinfer.errors import BusUnavailable
+
+PULL_EXPIRES = 20.0
+"""Seconds a pull request stays open at the server."""
+
+_UNUSED_HEADER = "Nats-Pending-Messages"
+_STATUS_HEADER = "Status"
+_STATUS_PAUSE = 0.25  # an error status would come back at once: do not spin on it
+
+logger = logging.getLogger(__name__)
+
+
+class NatsDelivery(Delivery):
+    """A JetStream message. Its ack subject tells attempt, store time and backlog (ADR-15)."""
+
+    __slots__ = ("_ack_subject", "_consumer")
+
+    def __init__(self, message: Msg, consumer: NatsConsumer) -> None:
+        self.payload = message.data
+        self._ack_subject = message.reply
+        self._consumer = consumer
+        # $JS.ACK[.domain.account].stream.consumer.delivered.sseq.cseq.timestamp.pending[.token]
+        fields = message.reply.split(".")
+        first = 4 if len(fields) < 11 else 6
+        self.attempt = int(fields[first])
+        self.stored_us = int(fields[first + 3]) // 1000
+        self.pending = int(fields[first + 4])
+
+    def ack(self) -> None:
+        self._consumer.acknowledge(self._ack_subject)
+
+    def nak(self, delay: float = 0.0) -> None:
+        body = b'-NAK {"delay":%d}' % int(delay * 1e9) if delay > 0 else b"-NAK"
+        self._consumer.send(self._ack_subject, body)
+
+    def in_progress(self) -> None:
+        self._consumer.send(self._ack_subject, b"+WPI")
+
+    def term(self) -> None:
+        self._consumer.send(self._ack_subject, b"+TERM")
+
+
+class NatsConsumer(Consumer):
+    """One worker's pull on one durable consumer.
+
+    Credit is kept until frames use it up: an expired pull is asked for again.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        stream: str,
+        consumer: str,
+        inbox: str,
+        handler: DeliveryHandler,
+        expires: float = PULL_EXPIRES,
+    ) -> None:
+        self._connection = connection
+        self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        self._inbox = inbox
+        self._handler = handler
+        self._expires_ns = int(expires * 1e9)
+        self._subscription: Subscription | None = None
+        self._asked = 0  # credit in open pulls at the server
+        self._wanted = 0  # credit not asked for yet
+        self._flush_handle: asyncio.Handle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+
+    async def start(self) -> None:
+        # What waits in this subscription is bounded by credit, so nats-py need not bound it by dropping.
+        self._subscription = await self._connection.client.subscribe(
+            self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    @property
+    def credit(self) -> int:
+        return self._asked + self._wanted
+
+    def grant(self, frames: int) -> None:
+        if frames <= 0 or self.closed:
+            return
+        self._wanted += frames
+        if self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+        if self._subscription is not None:
+            # The server drops the pulls of an inbox nobody listens to.
+            await self._subscription.unsubscribe()
+
+    def reset(self) -> None:
+        """After a reconnect the server has forgotten the open pulls: ask for their credit again."""
+        lost, self._asked = self._asked, 0
+        self.grant(lost)
+
+    def acknowledge(self, subject: str) -> None:
+        """Ack a frame; pull in the same message when credit waits to be asked for."""
+        if self._wanted and not self.closed:
+            self.send(subject, b"+NXT " + self._take_pull(), reply=self._inbox)
+        else:
+            self.send(subject, b"+ACK")
+
+    def send(self, subject: str, body: bytes, reply: str = "") -> None:
+        try:
+            self._connection.publish(subject, body, reply)
+        except BusUnavailable:
+            # The broker delivers the frame again once its ack wait is over; its sender drops the second answer.
+            logger.warning(
+                "could not tell the broker %r: the frame will be delivered again", body[:4].decode()
+            )
+
+    def _take_pull(self) -> bytes:
+        frames, self._wanted = self._wanted, 0
+        self._asked += frames
+        return b'{"batch":%d,"expires":%d}' % (frames, self._expires_ns)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        # Not connected: `reset` asks again.
+        if self._wanted and not self.closed and self._connection.connected:
+            self.send(self._next_subject, self._take_pull(), reply=self._inbox)
+
+    async def _receive(self, message: Msg) -> None:
+        if message.reply.startswith("$JS.ACK."):
+            self._asked = max(0, self._asked - 1)
+            self._handler(NatsDelivery(message, self))
+            return
+        # A status ends one pull: 408 it expired, 409 a limit or the server goes, 503 no such consumer.
+        headers = message.headers or {}
+        unused = min(self._asked, int(headers.get(_UNUSED_HEADER, self._asked)))
+        self._asked -= unused
+        self._wanted += unused
+        if self._flush_handle is None and not self.closed:
+            delay = 0.0 if headers.get(_STATUS_HEADER) == "408" else _STATUS_PAUSE
+            self._flush_handle = self._loop.call_later(delay, self._flush)

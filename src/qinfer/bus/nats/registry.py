@@ -1,0 +1,118 @@
+"""Registry buckets: JetStream key-value (ADR-8), watched on core NATS.
+
+A watch is a plain subscription to the bucket's subjects plus a snapshot, taken at the start and after each
+reconnect. Entries may be seen twice, never missed for longer than an outage; no ordered consumer has to be
+kept alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js.api import KeyValueConfig, StorageType
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.js.kv import KeyValue
+
+from qinfer.bus.base import Watcher, WatchHandler
+from qinfer.bus.nats.connection import Connection
+from qinfer.naming import Names
+
+_OPERATION = "KV-Operation"
+
+
+class Registry:
+    """Key-value buckets of one namespace, created on first use."""
+
+    def __init__(self, connection: Connection, jetstream: JetStreamContext, names: Names) -> None:
+        self._names = names
+        self._connection = connection
+        self._jetstream = jetstream
+        self._buckets: dict[str, KeyValue] = {}
+
+    async def put(self, bucket: str, key: str, value: bytes) -> None:
+        try:
+            await (await self._bucket(bucket)).put(key, value)
+        except NoStreamResponseError:
+            # A broker that came back without its storage: make the bucket anew.
+            self._buckets.pop(bucket, None)
+            await (await self._bucket(bucket)).put(key, value)
+
+    async def delete(self, bucket: str, key: str) -> None:
+        with contextlib.suppress(NotFoundError, NoStreamResponseError):
+            await (await self._bucket(bucket)).delete(key)
+
+    async def watch(self, bucket: str, handler: WatchHandler) -> NatsWatcher:
+        watcher = NatsWatcher(self, bucket, handler)
+        await watcher.start(self._connection)
+        return watcher
+
+    async def snapshot(self, bucket: str) -> list[tuple[str, bytes]]:
+        """All entries of a bucket."""
+        await self._bucket(bucket)
+        stream, prefix = f"KV_{bucket}", f"$KV.{bucket}."
+        info = await self._jetstream.stream_info(stream, subjects_filter=f"{prefix}>")
+        entries = await asyncio.gather(
+            *(self._last(stream, subject) for subject in info.state.subjects or {})
+        )
+        return [(subject[len(prefix) :], value) for subject, value in entries if value is not None]
+
+    async def _last(self, stream: str, subject: str) -> tuple[str, bytes | None]:
+        try:
+            message = await self._jetstream.get_last_msg(stream, subject)
+        except NotFoundError:
+            return subject, None
+        removed = message.headers and _OPERATION in message.headers
+        return subject, None if removed else (message.data or b"")
+
+    async def _bucket(self, name: str) -> KeyValue:
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            try:
+                bucket = await self._jetstream.key_value(name)
+            except NotFoundError:
+                config = KeyValueConfig(
+                    bucket=name, history=1, storage=StorageType.FILE, ttl=self._names.lifetime(name)
+                )
+                try:
+                    bucket = await self._jetstream.create_key_value(config)
+                except APIError:  # another process was faster
+                    bucket = await self._jetstream.key_value(name)
+            self._buckets[name] = bucket
+        return bucket
+
+    def forget(self) -> None:
+        """After a reconnect: the buckets may be gone, look them up again."""
+        self._buckets.clear()
+
+
+class NatsWatcher(Watcher):
+    """A subscription to a bucket's subjects."""
+
+    def __init__(self, registry: Registry, bucket: str, handler: WatchHandler) -> None:
+        self._registry = registry
+        self._bucket = bucket
+        self._handler = handler
+        self._subscription: Subscription | None = None
+
+    async def start(self, connection: Connection) -> None:
+        self._subscription = await connection.client.subscribe(f"$KV.{self._bucket}.>", cb=self._receive)
+        await connection.client.flush()  # subscribed for sure before the snapshot is taken
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        for key, value in await self._registry.snapshot(self._bucket):
+            self._handler(key, value)
+
+    async def close(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()
+
+    async def _receive(self, message: Msg) -> None:
+        key = message.subject.split(".", 2)[2]
+        removed = message.headers is not None and _OPERATION in message.headers
+        self._handler(key, None if removed else message.data)

@@ -1,0 +1,275 @@
+"""What the fleet knows of itself: which models exist, and which live workers serve them.
+
+Workers write two kinds of records to the broker: one a model version, which stays, and one a worker, which
+it renews; a worker that stops renewing is gone. Gateways and clients watch both and need no other source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from qinfer.bus import Bus, Watcher
+from qinfer.naming import WORKER_LIFETIME, escape, unescape
+
+HEARTBEAT = 2.0
+"""Seconds between two renewals of a worker's record."""
+
+STATISTICS = "statistics"
+"""Topic of `Bus.ask` on which every worker answers with its statistics."""
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class TensorRecord(msgspec.Struct, frozen=True):
+    """Signature of one tensor; `dims` without the batch dimension, -1 for a variable one."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+class ModelRecord(msgspec.Struct, frozen=True):
+    """One version of one model.
+
+    Attributes:
+        name, version: which one; the version is a decimal number.
+        backend, platform: as in its configuration.
+        max_batch_size: rows a request may have; 0 when the model has no batch dimension.
+        inputs, outputs: its signature.
+        config: the serialised `inference.ModelConfig`.
+    """
+
+    name: str
+    version: str
+    backend: str
+    platform: str
+    max_batch_size: int
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    config: bytes
+
+
+class WorkerRecord(msgspec.Struct, frozen=True):
+    """One live worker process.
+
+    Attributes:
+        id: its unique id.
+        host, pid: where it runs.
+        models: the versions of each model it serves, ascending.
+        problems: models of its repository that could not be loaded, with the reason.
+        draining: it finishes what it holds and takes no more.
+    """
+
+    id: str
+    host: str
+    pid: int
+    models: dict[str, list[str]]
+    problems: dict[str, str] = {}
+    draining: bool = False
+
+
+_model_decoder = msgspec.msgpack.Decoder(ModelRecord)
+_worker_decoder = msgspec.msgpack.Decoder(WorkerRecord)
+
+
+def model_key(name: str, version: str) -> str:
+    """Key of a model's record in its bucket."""
+    return f"{escape(name)}.{version}"
+
+
+class Registration:
+    """A worker's own entries in the registry."""
+
+    def __init__(self, bus: Bus, worker: WorkerRecord, models: Iterable[ModelRecord]) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._models = list(models)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Write the records and keep renewing the worker's."""
+        await self._write_models()
+        await self._renew()
+        self._bus.on_reconnect(self._soon)
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._keep(), name="registration")
+
+    async def drain(self) -> None:
+        """Tell everybody that this worker takes no more requests."""
+        self._worker = msgspec.structs.replace(self._worker, draining=True)
+        await self._renew()
+
+    async def close(self) -> None:
+        """Stop renewing and remove the worker's record. Idempotent."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if self._bus.connected:
+            await self._bus.delete(self._bus.names.workers_bucket, self._worker.id)
+
+    def _soon(self) -> None:
+        self._wake.set()
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), HEARTBEAT)
+            except TimeoutError:
+                reconnected = False
+            else:
+                reconnected = True
+            self._wake.clear()
+            try:
+                if reconnected:
+                    await self._write_models()
+                await self._renew()
+            except Exception as error:  # noqa: BLE001 (whatever fails now is tried again at the next beat)
+                logger.warning("could not renew this worker's registration: %s", error)
+                if reconnected:
+                    self._wake.set()
+                    await asyncio.sleep(0.2)
+
+    async def _write_models(self) -> None:
+        bucket = self._bus.names.models_bucket
+        for model in self._models:
+            await self._bus.put(bucket, model_key(model.name, model.version), msgspec.msgpack.encode(model))
+
+    async def _renew(self) -> None:
+        await self._bus.put(
+            self._bus.names.workers_bucket, self._worker.id, msgspec.msgpack.encode(self._worker)
+        )
+
+
+class Directory:
+    """The registry as a watcher sees it.
+
+    A worker's life is measured by the local clock from when its renewals arrive, so clocks of different
+    hosts need not agree.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._models: dict[str, dict[str, ModelRecord]] = {}
+        self._workers: dict[str, tuple[WorkerRecord, float]] = {}
+        self._serving: dict[str, set[str]] = {}
+        self._watchers: list[Watcher] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    async def start(self) -> None:
+        """Watch the registry; returns once everything that is there has been read."""
+        names = self._bus.names
+        self._watchers = [
+            await self._bus.watch(names.models_bucket, self._on_model),
+            await self._bus.watch(names.workers_bucket, self._on_worker),
+        ]
+        self._sweeper = asyncio.create_task(self._sweep(), name="directory")
+
+    async def close(self) -> None:
+        """Stop watching. Idempotent."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+            self._sweeper = None
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            await watcher.close()
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever models or live workers changed."""
+        self._listeners.append(listener)
+
+    @property
+    def models(self) -> dict[str, dict[str, ModelRecord]]:
+        """All known models: name to version to record."""
+        return self._models
+
+    @property
+    def workers(self) -> list[WorkerRecord]:
+        """The live workers."""
+        return [record for record, _ in self._workers.values()]
+
+    def serving(self, model: str) -> set[str]:
+        """Versions of a model that a live worker serves."""
+        return self._serving.get(model, set())
+
+    def record(self, model: str, version: str = "") -> ModelRecord | None:
+        """A version's record; without a version the newest served, or the newest known if none is served."""
+        versions = self._models.get(model)
+        if not versions:
+            return None
+        if version:
+            return versions.get(version)
+        serving = self._serving.get(model)
+        candidates = [known for known in versions if known in serving] if serving else []
+        return versions[max(candidates or versions, key=int)]
+
+    def _on_model(self, key: str, value: bytes | None) -> None:
+        token, _, version = key.rpartition(".")
+        if value is None:
+            versions = self._models.get(unescape(token), {})
+            versions.pop(version, None)
+            if not versions:
+                self._models.pop(unescape(token), None)
+        else:
+            record = _decode(_model_decoder, key, value)
+            if record is None or self._models.get(record.name, {}).get(record.version) == record:
+                return
+            self._models.setdefault(record.name, {})[record.version] = record
+        self._changed()
+
+    def _on_worker(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            if self._workers.pop(key, None) is not None:
+                self._changed()
+            return
+        record = _decode(_worker_decoder, key, value)
+        if record is None:
+            return
+        before = self._workers.get(key)
+        self._workers[key] = (record, self._loop.time())
+        if before is None or before[0] != record:
+            self._changed()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT / 2)
+            if not self._bus.connected:
+                continue  # no news is no sign of death while the line is cut
+            dead = [
+                key for key, (_, seen) in self._workers.items() if self._loop.time() - seen > WORKER_LIFETIME
+            ]
+            for key in dead:
+                logger.warning("worker %s has not been heard of for %.0f s", key, WORKER_LIFETIME)
+                del self._workers[key]
+            if dead:
+                self._changed()
+
+    def _changed(self) -> None:
+        serving: dict[str, set[str]] = {}
+        for record, _ in self._workers.values():
+            if not record.draining:
+                for model, versions in record.models.items():
+                    serving.setdefault(model, set()).update(versions)
+        self._serving = serving
+        for listener in self._listeners:
+            listener()
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], key: str, value: bytes) -> T | None:
+    try:
+        return decoder.decode(value)
+    except msgspec.DecodeError as error:
+        logger.warning("registry entry %s is unreadable: %s", key, error)
+        return None
