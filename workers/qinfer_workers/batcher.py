@@ -1,0 +1,186 @@
+"""Forms batches: which requests go together, and when a batch has waited long enough.
+
+A window opens with its first request and closes at the earliest of
+  full       the batch has max_batch_size rows,
+  preferred  it has reached a preferred size,
+  window     max_queue_delay is over,
+  deadline   its tightest member would be late otherwise (deadline minus the learned batch time),
+  alone      every request the senders have in flight is here already: nobody can join,
+  idle       no delay is configured and an instance is free,
+  drain      the worker is stopping.
+Nothing is closed before an instance is idle: until then more requests may join for free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from qinfer.repository import ModelConfig
+from qinfer_workers.batch import Batch, Member
+from qinfer_workers.instance import Completion, InstanceThread
+from qinfer_workers.plan import Plan
+
+_LEARNING_RATE = 0.1
+
+
+class _Window:
+    """Requests of one plan that wait for a batch."""
+
+    __slots__ = ("deadline", "members", "opened", "rows")
+
+    def __init__(self, now: float) -> None:
+        self.members: deque[Member] = deque()
+        self.rows = 0
+        self.opened = now
+        self.deadline = float("inf")
+
+
+class Batcher:
+    """Batches of one model version for its instances.
+
+    Args:
+        config: gives max_batch_size and dynamic_batching.
+        instances: where batches run.
+        company: how many more requests could still arrive, as far as the senders told; None if unknown.
+        expired: called with the members whose deadline passed before they could run.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        instances: Sequence[InstanceThread],
+        *,
+        company: Callable[[], int | None],
+        expired: Callable[[Sequence[Member]], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._instances = instances
+        self._company = company
+        self._expired = expired
+        self._batched = config.max_batch_size > 0
+        self._limit = max(1, config.max_batch_size)
+        batching = config.dynamic_batching
+        self._delay = batching.max_queue_delay_us / 1e6 if batching else 0.0
+        self._preferred = sorted(batching.preferred_batch_sizes) if batching else []
+        self._windows: dict[Plan, _Window] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump_handle: asyncio.Handle | None = None
+        self._batch_seconds = 0.0
+        self._draining = False
+        self.waiting = 0
+        """Requests that wait for a batch."""
+
+    def add(self, member: Member) -> None:
+        """Let a request wait for its batch."""
+        plan = member.plan
+        window = self._windows.get(plan)
+        if window is None:
+            window = self._windows[plan] = _Window(self._loop.time())
+        window.members.append(member)
+        window.rows += member.rows
+        if member.deadline < window.deadline:
+            window.deadline = member.deadline
+        self.waiting += 1
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Look for closed windows once everything that arrives in this tick is here."""
+        if self._pump_handle is None:
+            self._pump_handle = self._loop.call_soon(self._pump)
+
+    def completed(self, completion: Completion) -> None:
+        """Learn how long batches take; an instance is idle again."""
+        seconds = (completion.ended_ns - completion.started_ns) / 1e9
+        learned = self._batch_seconds
+        self._batch_seconds = learned + _LEARNING_RATE * (seconds - learned) if learned else seconds
+        self.schedule()
+
+    def drain(self) -> None:
+        """Hold no window open from now on."""
+        self._draining = True
+        self.schedule()
+
+    def close(self) -> Sequence[Member]:
+        """Stop; returns the requests that still wait."""
+        for handle in (self._timer, self._pump_handle):
+            if handle is not None:
+                handle.cancel()
+        left = [member for window in self._windows.values() for member in window.members]
+        self._windows.clear()
+        return left
+
+    def _pump(self) -> None:
+        """Submit what is due to the idle instances, or wake up again when something will be."""
+        self._pump_handle = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        idle = [instance for instance in self._instances if instance.idle]
+        now = self._loop.time()
+        wake = float("inf")
+        # Oldest window first; dictionaries keep that order because an emptied window is removed.
+        for plan, window in list(self._windows.items()):
+            while window.members and idle:
+                reason, due = self._close_reason(window, now)
+                if not reason:
+                    wake = min(wake, due)
+                    break
+                batch = self._take(plan, window, reason, now)
+                if batch is not None:
+                    idle.pop(0).submit(batch)
+            if not idle:
+                return
+        if wake < float("inf"):
+            self._timer = self._loop.call_at(wake, self._pump)
+
+    def _close_reason(self, window: _Window, now: float) -> tuple[str, float]:
+        """Why a window closes now, or "" and when it will."""
+        if window.rows >= self._limit:
+            return "full", now
+        if self._preferred and window.rows >= self._preferred[0]:
+            return "preferred", now
+        if self._draining:
+            return "drain", now
+        if not self._delay:
+            return "idle", now
+        due = window.opened + self._delay
+        if now >= due:
+            return "window", now
+        latest = window.deadline - self._batch_seconds
+        if now >= latest:
+            return "deadline", now
+        if self._company() == 0:
+            return "alone", now
+        return "", min(due, latest)
+
+    def _take(self, plan: Plan, window: _Window, reason: str, now: float) -> Batch | None:
+        """Take the next batch out of a window; None when all it would have held had expired."""
+        limit = self._limit
+        if reason == "preferred":
+            limit = max(size for size in self._preferred if size <= window.rows)
+        members: list[Member] = []
+        late: list[Member] = []
+        rows = 0
+        waiting = window.members
+        while waiting:
+            member = waiting[0]
+            if member.deadline <= now:
+                late.append(waiting.popleft())
+                window.rows -= member.rows
+                continue
+            if rows + member.rows > limit and members:
+                break
+            members.append(waiting.popleft())
+            rows += member.rows
+        window.rows -= rows
+        self.waiting -= len(members) + len(late)
+        if not waiting:
+            del self._windows[plan]
+        elif window.deadline <= now or members:
+            window.deadline = min(member.deadline for member in waiting)
+            window.opened = now
+        if late:
+            self._expired(late)
+        return Batch(members, reason, batched=self._batched) if members else None

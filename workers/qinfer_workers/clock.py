@@ -1,0 +1,38 @@
+"""Deadlines across hosts whose clocks differ.
+
+A frame says when its sender published it and when each request is due, both by the sender's clock: their
+difference is the budget that was left. How much of it is used up since, the worker measures against the
+broker's store time. The smallest difference ever seen between its own clock and store times is the offset
+of the two clocks plus the shortest transit; whatever exceeds it is age. No clock is compared with another
+host's, so they need not agree; a steady drift is followed because the minimum is taken over recent windows.
+"""
+
+from __future__ import annotations
+
+_WINDOW_US = 60_000_000
+
+
+class BrokerClock:
+    """Estimates how long ago the broker stored a frame."""
+
+    __slots__ = ("_current", "_previous", "_started")
+
+    def __init__(self) -> None:
+        self._previous: int | None = None
+        self._current: int | None = None
+        self._started = 0
+
+    def age_us(self, stored_us: int, now_us: int) -> int:
+        """Microseconds since the broker stored a frame, never negative.
+
+        Args:
+            stored_us: the broker's store time, Unix microseconds of its clock.
+            now_us: Unix microseconds of this host's clock.
+        """
+        difference = now_us - stored_us
+        if self._current is None or difference < self._current:
+            self._current = difference
+        if now_us - self._started > _WINDOW_US:
+            self._previous, self._current, self._started = self._current, difference, now_us
+        base = self._current if self._previous is None else min(self._current, self._previous)
+        return max(0, difference - base)

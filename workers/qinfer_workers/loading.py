@@ -1,0 +1,128 @@
+"""From a repository entry to loaded instances."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from qinfer.errors import ConfigError, QInferError
+from qinfer.registry import ModelRecord, TensorRecord
+from qinfer.repository import InstanceGroup, ModelConfig, ModelEntry, TensorSpec
+from qinfer.telemetry.stats import ModelStats
+from qinfer_workers.backends import find
+from qinfer_workers.backends.base import Backend, InstanceSpec
+from qinfer_workers.execution import Executor
+from qinfer_workers.instance import Completion, InstanceThread
+from qinfer_workers.plan import Signature
+from qinfer_workers.record import BatchRecorder
+from qinfer_workers.service import ServedVersion
+
+logger = logging.getLogger(__name__)
+
+_MAX_INSTANCES = 256
+
+
+def gpu_count() -> int:
+    """GPUs this process can see."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def placements(group: InstanceGroup, gpus: int) -> list[tuple[str, int]]:
+    """(kind, device) of each instance of a group; AUTO means the GPUs if there are any."""
+    kind = group.kind
+    if kind == "AUTO":
+        kind = "GPU" if gpus else "CPU"
+    if kind == "GPU":
+        devices = group.gpus or tuple(range(max(1, gpus)))
+        return [("GPU", device) for device in devices for _ in range(group.count)]
+    return [("CPU", 0)] * group.count
+
+
+async def load_version(
+    entry: ModelEntry, version: int, on_done: Callable[[str, Completion], None]
+) -> ServedVersion:
+    """Load every instance of one version of a model.
+
+    Args:
+        on_done: called on the event loop with the version and each batch its instances are done with.
+
+    Raises:
+        QInferError: it cannot be loaded; instances loaded before are closed again.
+    """
+    backend = find(entry.config.backend)
+    await asyncio.to_thread(backend.check)
+    config = await asyncio.to_thread(_complete, backend, entry, version)
+    places = [place for group in config.instance_groups for place in placements(group, gpu_count())]
+    if not 1 <= len(places) <= _MAX_INSTANCES:
+        raise ConfigError(
+            f"{entry.directory}: instance_group: {len(places)} instances; expected 1 to {_MAX_INSTANCES}"
+        )
+    instances: list[InstanceThread] = []
+    try:
+        for number, (kind, device) in enumerate(places):
+            name = f"{config.name}_{number}"
+            spec = InstanceSpec(
+                config=config,
+                directory=entry.directory,
+                version=version,
+                name=name,
+                kind=kind,
+                device=device,
+            )
+            instance = InstanceThread(name, partial(_load, backend, spec), partial(on_done, str(version)))
+            await instance.start()
+            instances.append(instance)
+    except BaseException:
+        await close(instances, timeout=5.0)
+        raise
+    return ServedVersion(
+        version=str(version),
+        config=config,
+        instances=instances,
+        signature=Signature(config),
+        recorder=BatchRecorder(ModelStats(config.name, str(version))),
+    )
+
+
+async def close(instances: Sequence[InstanceThread], timeout: float) -> None:
+    """Close instances, all at the same time."""
+    await asyncio.gather(*(instance.close(timeout) for instance in instances))
+
+
+def _complete(backend: Backend, entry: ModelEntry, version: int) -> ModelConfig:
+    config = backend.complete(entry.config, entry.directory, version)
+    if not config.outputs:
+        raise ConfigError(f"{entry.directory}: output: none configured and the model file does not tell")
+    return config
+
+
+def _load(backend: Backend, spec: InstanceSpec) -> Executor:
+    try:
+        return Executor(spec.config, backend.load(spec))
+    except QInferError:
+        raise
+    except Exception as error:
+        logger.exception("model %s version %d failed to load", spec.config.name, spec.version)
+        raise ConfigError(f"{spec.version_directory}: {type(error).__name__}: {error}") from error
+
+
+def record_of(served: ServedVersion) -> ModelRecord:
+    """The registry record of a loaded version."""
+    config = served.config
+    return ModelRecord(
+        name=config.name,
+        version=served.version,
+        backend=config.backend,
+        platform=config.platform,
+        max_batch_size=config.max_batch_size,
+        inputs=tuple(_tensor(spec) for spec in config.inputs),
+        outputs=tuple(_tensor(spec) for spec in config.outputs),
+        config=config.proto,
+    )
+
+
+def _tensor(spec: TensorSpec) -> TensorRecord:
+    return TensorRecord(name=spec.name, datatype=spec.datatype, dims=spec.dims, optional=spec.optional)

@@ -1,0 +1,120 @@
+"""Checks requests against a model's signature, and tells which may share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TypeAlias
+
+from qinfer.datatypes import DATATYPES
+from qinfer.errors import InvalidRequest
+from qinfer.message import Request, Tensor
+from qinfer.repository import ModelConfig, TensorSpec
+
+_MAX_PLANS = 1024
+
+Key: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+class Plan:
+    """What all requests with the same inputs, datatypes and row shapes have in common.
+
+    Requests of one plan can be concatenated along the batch dimension.
+
+    Attributes:
+        key: names, datatypes and shapes of one row, in the order the first request had them.
+        row_bytes: bytes of one row of each input; 0 for BYTES, whose rows differ in size.
+    """
+
+    __slots__ = ("key", "row_bytes")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.row_bytes = tuple(prod(dims) * DATATYPES[datatype].itemsize for _, datatype, dims in key)
+
+
+class Signature:
+    """The checks one model version asks of its requests."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.max_batch_size = config.max_batch_size
+        self._inputs = {spec.name: spec for spec in config.inputs}
+        self._required = [spec.name for spec in config.inputs if not spec.optional]
+        self._outputs = {spec.name for spec in config.outputs}
+        self._plans: dict[Key, Plan] = {}
+
+    def check(self, request: Request) -> tuple[Plan, int]:
+        """The request's plan and its number of rows.
+
+        Raises:
+            InvalidRequest: the request does not fit the signature, or is larger than a batch may be.
+        """
+        inputs = request.inputs
+        batched = 1 if self.max_batch_size else 0
+        key = tuple([(t.name, t.datatype, tuple(t.shape[batched:])) for t in inputs])
+        plan = self._plans.get(key) or self._plan(key, inputs)
+        rows = self._rows(inputs) if batched else 1
+        for tensor, row_bytes in zip(inputs, plan.row_bytes, strict=True):
+            if row_bytes and len(tensor.data) != rows * row_bytes:
+                raise InvalidRequest(
+                    f"input {tensor.name!r}: {tensor.datatype} of shape {tensor.shape} needs "
+                    f"{rows * row_bytes} bytes; got {len(tensor.data)}"
+                )
+        for name in request.outputs:
+            if self._outputs and name not in self._outputs:
+                raise InvalidRequest(f"output {name!r} is not one of {', '.join(sorted(self._outputs))}")
+        return plan, rows
+
+    def _rows(self, inputs: Sequence[Tensor]) -> int:
+        first = inputs[0]
+        rows = first.shape[0]
+        for tensor in inputs:
+            if tensor.shape[0] != rows:
+                raise InvalidRequest(
+                    f"inputs disagree about the batch size: {first.name!r} has {rows} rows, "
+                    f"{tensor.name!r} has {tensor.shape[0]}"
+                )
+        if not 1 <= rows <= self.max_batch_size:
+            raise InvalidRequest(
+                f"batch of {rows} rows; expected 1 to {self.max_batch_size} (the model's max_batch_size)"
+            )
+        return rows
+
+    def _plan(self, key: Key, inputs: Sequence[Tensor]) -> Plan:
+        """Check what a new combination of inputs looks like and remember it."""
+        names = [tensor.name for tensor in inputs]
+        if not names and (self._inputs or self.max_batch_size):
+            raise InvalidRequest(f"the request has no inputs; expected {', '.join(self._inputs) or 'some'}")
+        missing = [name for name in self._required if name not in names]
+        if missing:
+            raise InvalidRequest(f"input {missing[0]!r} is missing; expected {', '.join(self._required)}")
+        if len(set(names)) != len(names):
+            raise InvalidRequest(f"an input is given twice: {', '.join(names)}")
+        for tensor in inputs:
+            self._check_tensor(tensor)
+        if len(self._plans) >= _MAX_PLANS:  # shapes come from clients: do not keep every one ever seen
+            self._plans.clear()
+        plan = self._plans[key] = Plan(key)
+        return plan
+
+    def _check_tensor(self, tensor: Tensor) -> None:
+        spec = self._inputs.get(tensor.name)
+        if spec is None:
+            raise InvalidRequest(f"input {tensor.name!r} is not one of {', '.join(self._inputs)}")
+        if tensor.datatype != spec.datatype:
+            raise InvalidRequest(
+                f"input {tensor.name!r}: datatype {tensor.datatype}; expected {spec.datatype}"
+            )
+        if self.max_batch_size and not tensor.shape:
+            raise InvalidRequest(f"input {tensor.name!r}: shape [] has no batch dimension")
+        dims = tensor.shape[1:] if self.max_batch_size else tensor.shape
+        fits = len(dims) == len(spec.dims) and all(
+            got >= 0 and want in (-1, got) for got, want in zip(dims, spec.dims, strict=True)
+        )
+        if not fits:
+            raise InvalidRequest(
+                f"input {tensor.name!r}: shape {tensor.shape}; expected {self._expected(spec)}"
+            )
+
+    def _expected(self, spec: TensorSpec) -> list[int]:
+        return [-1, *spec.dims] if self.max_batch_size else list(spec.dims)

@@ -1,0 +1,38 @@
+"""The worker process."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from contextlib import AsyncExitStack
+
+from qinfer.bus import connect
+from qinfer.lifecycle import until_stopped
+from qinfer_workers.options import WorkerOptions
+from qinfer_workers.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+# An instance's thread comes back from native code while the loop's thread runs Python: with the default of
+# 5 ms it would wait that long for the interpreter lock.
+_SWITCH_INTERVAL = 0.0005
+
+
+async def serve(options: WorkerOptions) -> None:
+    """Run one worker until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Raises:
+        BusUnavailable: the broker does not answer.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    bus = connect(options.nats, namespace=options.namespace, name="qinfer-worker")
+    worker = Worker(options, bus)
+    async with AsyncExitStack() as stack, until_stopped() as stopped:
+        await bus.start()
+        stack.push_async_callback(bus.close)
+        stack.push_async_callback(worker.drain)
+        await worker.start()
+        gc.freeze()  # models and modules live as long as the process: keep the collector off them
+        await stopped.wait()
+        logger.info("worker %s drains", worker.id)

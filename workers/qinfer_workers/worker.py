@@ -1,0 +1,115 @@
+"""A worker: loads models, serves their queues, tells the fleet about itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from functools import partial
+
+import msgspec
+
+from qinfer.bus import Bus, QueueSpec
+from qinfer.errors import QInferError
+from qinfer.registry import STATISTICS, ModelRecord, Registration, WorkerRecord
+from qinfer.repository import ModelEntry, Repository
+from qinfer_workers.instance import Completion
+from qinfer_workers.loading import close, load_version, record_of
+from qinfer_workers.options import WorkerOptions
+from qinfer_workers.service import ModelService, ServedVersion
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Serves the models of its repositories from the bus until it is drained."""
+
+    def __init__(self, options: WorkerOptions, bus: Bus) -> None:
+        self.id = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.services: dict[str, ModelService] = {}
+        self.problems: dict[str, str] = {}
+        self._options = options
+        self._bus = bus
+        self._registration: Registration | None = None
+        self._drained = False
+
+    async def start(self) -> None:
+        """Load everything, then pull and register. A model that cannot be loaded is a problem, not a stop."""
+        for entry in await asyncio.to_thread(self._entries):
+            await self._load(entry)
+        options = self._options
+        spec = QueueSpec(
+            ack_wait=options.ack_wait,
+            max_messages=options.max_queue_messages,
+            storage=options.storage,
+            replicas=options.replicas,
+        )
+        await self._bus.answer(STATISTICS, self._statistics)
+        for service in self.services.values():
+            await service.start(spec)
+        self._registration = Registration(self._bus, self._record(), self._model_records())
+        await self._registration.start()
+        logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.services)) or "no model")
+
+    async def drain(self) -> None:
+        """Take nothing more, finish what is held, give the rest back, leave. Idempotent."""
+        if self._drained:
+            return
+        self._drained = True
+        if self._registration is not None and self._bus.connected:
+            await self._registration.drain()
+        timeout = self._options.drain_timeout
+        await asyncio.gather(*(service.drain(timeout) for service in self.services.values()))
+        if self._registration is not None:
+            await self._registration.close()
+        await asyncio.gather(*(close(served.instances, timeout=5.0) for served in self._versions()))
+
+    def _entries(self) -> list[ModelEntry]:
+        entries, problems = Repository(*self._options.repositories).scan()
+        wanted = self._options.models
+        for problem in problems:
+            if not wanted or problem.model in wanted:
+                self._problem(problem.model, problem.error)
+        if wanted:
+            found = {entry.config.name for entry in entries} | {problem.model for problem in problems}
+            for name in wanted:
+                if name not in found:
+                    self.problems[name] = "not in any model repository"
+            entries = [entry for entry in entries if entry.config.name in wanted]
+        return entries
+
+    async def _load(self, entry: ModelEntry) -> None:
+        name = entry.config.name
+        versions: list[ServedVersion] = []
+        for version in entry.versions:
+            try:
+                versions.append(await load_version(entry, version, partial(self._completed, name)))
+            except QInferError as error:
+                self._problem(name, error)
+        if versions:
+            self.services[name] = ModelService(self._bus, self.id, name, versions)
+
+    def _problem(self, model: str, error: QInferError) -> None:
+        logger.error("model %s is not served: %s", model, error)
+        self.problems[model] = str(error)
+
+    def _completed(self, model: str, version: str, completion: Completion) -> None:
+        service = self.services[model]
+        service.completed(service.versions[version], completion)
+
+    def _versions(self) -> list[ServedVersion]:
+        return [served for service in self.services.values() for served in service.versions.values()]
+
+    def _record(self) -> WorkerRecord:
+        models = {name: list(service.versions) for name, service in self.services.items()}
+        return WorkerRecord(
+            id=self.id, host=socket.gethostname(), pid=os.getpid(), models=models, problems=self.problems
+        )
+
+    def _model_records(self) -> list[ModelRecord]:
+        return [record_of(served) for served in self._versions()]
+
+    async def _statistics(self, _: bytes) -> bytes:
+        return msgspec.msgpack.encode([served.recorder.stats.snapshot() for served in self._versions()])
