@@ -75,6 +75,15 @@ class UnsupportedVersion(InvalidRequest):
     reason = "unsupported_version"
 
 
+class NotFound(QInferError):
+    """What the request names is not there: the model itself says so."""
+
+    reason = "not_found"
+    http_status = 404
+    grpc_status = GrpcStatus.NOT_FOUND
+    retry = Retry.NEVER
+
+
 class ModelNotFound(QInferError):
     """No such model, or no such version of it."""
 
