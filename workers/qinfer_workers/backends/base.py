@@ -20,6 +20,20 @@ Outputs: TypeAlias = Mapping[str, Array]
 """Output arrays by name; BYTES as object arrays of bytes, BF16 as uint16 bit patterns."""
 
 
+class OutputsWithParameters(dict[str, Array]):
+    """Outputs of one member together with values the model returns to the caller beside its tensors.
+
+    Attributes:
+        parameters: strings, numbers and booleans by name; they go into the response's parameters.
+    """
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, outputs: Outputs, *, parameters: Mapping[str, str | int | float | bool]) -> None:
+        super().__init__(outputs)
+        self.parameters = parameters
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceSpec:
     """What an instance is made of.
