@@ -137,7 +137,7 @@ class Instance(Protocol):
 
 
 class Backend(Protocol):
-    """Makes instances. Found through the entry point group `qinfer.backends`; the class takes no arguments."""
+    """Makes instances. Found by the entry point group `qinfer.backends`; the class takes no arguments."""
 
     name: ClassVar[str]
     """Value of `backend` in a model's configuration."""

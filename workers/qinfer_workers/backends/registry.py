@@ -26,7 +26,8 @@ def installed() -> dict[str, EntryPoint]:
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise SetupError(
-                f"entry point group {GROUP}: two backends named {point.name!r}, {other.value} and {point.value};"
+                f"entry point group {GROUP}: two backends named {point.name!r}, {other.value} and"
+                f" {point.value};"
                 " expected one: uninstall one of their distributions"
             )
     return found
@@ -48,9 +49,7 @@ def find(name: str) -> Backend:
     point = points.get(name)
     if point is None:
         names = ", ".join(sorted(points)) or "none"
-        raise BackendUnavailable(
-            f"no backend named {name!r}; installed: {names} (entry point group {GROUP})"
-        )
+        raise BackendUnavailable(f"no backend named {name!r}; installed: {names} (entry point group {GROUP})")
     try:
         factory = point.load()
     except (ImportError, AttributeError) as error:

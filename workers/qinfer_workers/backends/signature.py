@@ -86,7 +86,8 @@ def _max_batch_size(config: ModelConfig, file: FileSignature) -> int:
         if fixed is not None:
             raise ConfigError(
                 f"{config.name}/config: max_batch_size: found {config.max_batch_size}; expected 0, because"
-                f" tensor {fixed.name!r} of {file.path} has shape {_text(fixed.shape)}: its first dimension is"
+                f" tensor {fixed.name!r} of {file.path} has shape {_text(fixed.shape)}: its first dimension"
+                " is"
                 " not variable, so requests cannot share a batch"
             )
         return config.max_batch_size
@@ -116,7 +117,8 @@ def _fit_group(
         if tensor is None:
             names = ", ".join(repr(tensor.name) for tensor in tensors)
             raise ConfigError(
-                f"{config.name}/config: {role}: found tensor {spec.name!r}; expected one of those of {path}: {names}"
+                f"{config.name}/config: {role}: found tensor {spec.name!r}; expected one of those of"
+                f" {path}: {names}"
             )
         fitted.append(_fit_tensor(config, role, spec, tensor, rows, path))
     if complete_list and by_name:
@@ -148,10 +150,14 @@ def _fit_tensor(
         return spec
     expected = tensor.shape[1 if rows else 0 :]
     dims = spec.dims if spec.reshape is None else spec.reshape
-    if len(dims) == len(expected) and all(want in (-1, have) for have, want in zip(dims, expected, strict=True)):
+    if len(dims) == len(expected) and all(
+        want in (-1, have) for have, want in zip(dims, expected, strict=True)
+    ):
         return spec
     field = "dims" if spec.reshape is None else "reshape"
-    hint = "" if rows or not tensor.can_batch else "; or set max_batch_size, if the first dimension is the batch"
+    hint = (
+        "" if rows or not tensor.can_batch else "; or set max_batch_size, if the first dimension is the batch"
+    )
     raise ConfigError(
         f"{where}: {field}: found {list(dims)}; expected {_text(expected)} as in {path}"
         f"{' without the batch dimension' if rows else ''}{hint}"

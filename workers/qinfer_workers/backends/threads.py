@@ -16,10 +16,7 @@ def available_cpus(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
     Args:
         cpu_max: the cgroup v2 file that holds the quota: microseconds of CPU and of wall time, or "max".
     """
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = cpu_max.read_text().split()
         if quota != "max":

@@ -49,8 +49,10 @@ class OnnxRuntimeBackend:
         missing = {provider for provider, _ in wanted} - set(session.get_providers())
         if missing:
             raise BackendUnavailable(
-                f"{spec.name}: {', '.join(sorted(missing))} could not start on {spec.kind} {spec.device}; ONNX Runtime"
-                " logged which of its libraries is missing. expected the CUDA and cuDNN that onnxruntime-gpu names"
+                f"{spec.name}: {', '.join(sorted(missing))} could not start on {spec.kind} {spec.device};"
+                " ONNX Runtime"
+                " logged which of its libraries is missing. expected the CUDA and cuDNN that"
+                " onnxruntime-gpu names"
             )
         return make_instance(ort, session, spec, run_options(ort, spec))
 

@@ -20,7 +20,9 @@ _ONNX_BFLOAT16 = 16
 class OnnxRuntimeInstance:
     """One session. Everything that does not change between batches is looked up here, once."""
 
-    def __init__(self, session: Any, spec: InstanceSpec, run_options: Any | None, bad_input: type[Exception]) -> None:
+    def __init__(
+        self, session: Any, spec: InstanceSpec, run_options: Any | None, bad_input: type[Exception]
+    ) -> None:
         config = spec.config
         self._run: Callable[..., Sequence[Any]] = session.run
         self._run_options = run_options
@@ -90,7 +92,7 @@ class OnnxRuntimeInstance:
 
 
 class Bfloat16Instance(OnnxRuntimeInstance):
-    """For models with BF16 tensors, which the library only passes as its own values: numpy has no such dtype."""
+    """For models with BF16 tensors: numpy has no such dtype, so the library passes them as its own values."""
 
     def __init__(
         self,

@@ -28,7 +28,11 @@ _TENSORRT_NAMES = {
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
 }
-_TENSORRT_FLAGS = ("trt_int8_use_native_calibration_table", "trt_dump_subgraphs", "trt_layer_norm_fp32_fallback")
+_TENSORRT_FLAGS = (
+    "trt_int8_use_native_calibration_table",
+    "trt_dump_subgraphs",
+    "trt_layer_norm_fp32_fallback",
+)
 _PRECISIONS = {
     "FP32": {},
     "FP16": {"trt_fp16_enable": "True"},
@@ -56,7 +60,9 @@ def session_options(ort: Any, config: ModelConfig) -> Any:
     options.intra_op_num_threads = integer(config, "intra_op_thread_count", threads_per_instance(config))
     mode = config.parameters.get("execution_mode", "0")
     if mode not in ("0", "1"):
-        raise complain(config, "parameters.execution_mode", f"found {mode!r}", "0 (sequential) or 1 (parallel)")
+        raise complain(
+            config, "parameters.execution_mode", f"found {mode!r}", "0 (sequential) or 1 (parallel)"
+        )
     if mode == "1":
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     options.inter_op_num_threads = integer(config, "inter_op_thread_count", threads_per_instance(config))
@@ -116,7 +122,8 @@ def providers(spec: InstanceSpec, available: Sequence[str]) -> list[tuple[str, d
     if missing:
         extra = "pip install 'qinfer[gpu]'" if spec.kind == "GPU" else "a build of onnxruntime that has it"
         raise BackendUnavailable(
-            f"{spec.name}: the installed onnxruntime has no {', '.join(missing)} (it has {', '.join(available)});"
+            f"{spec.name}: the installed onnxruntime has no {', '.join(missing)} (it has"
+            f" {', '.join(available)});"
             f" expected {extra}"
         )
     return list(chosen.items())
@@ -137,7 +144,10 @@ def _graph_level(ort: Any, config: ModelConfig) -> Any:
     level = _optimization(config).graph.level
     if level not in by_level:
         raise complain(
-            config, "optimization.graph.level", f"found {level}", "-1 (basic), 0 (all), 1 (extended) or 2 (none)"
+            config,
+            "optimization.graph.level",
+            f"found {level}",
+            "-1 (basic), 0 (all), 1 (extended) or 2 (none)",
         )
     return by_level[level]
 

@@ -30,7 +30,7 @@ def read_signature(session: Any, path: str) -> FileSignature:
     """Read the inputs and outputs of a loaded session.
 
     Raises:
-        ConfigError: a tensor is of a type the protocol has no datatype for (a sequence, a map, an 8-bit float).
+        ConfigError: a tensor is of a type the protocol lacks: a sequence, a map, an 8-bit float.
     """
     return FileSignature(
         path=path,

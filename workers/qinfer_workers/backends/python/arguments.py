@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.json_format import MessageToDict
 
 from qinfer.proto import ModelConfig as ModelConfigMessage
@@ -41,7 +41,7 @@ def initialize_arguments(spec: InstanceSpec) -> dict[str, str]:
     }
 
 
-def _restore_integers(tree: dict[str, Any], descriptor: Descriptor) -> None:
+def _restore_integers(tree: dict[str, Any], descriptor: Any) -> None:
     """Protobuf's JSON writes 64-bit integers as strings; Triton's configurations have numbers there."""
     for field in descriptor.fields:
         if field.name not in tree:
@@ -54,7 +54,7 @@ def _restore_integers(tree: dict[str, Any], descriptor: Descriptor) -> None:
                 _restore_integers(child, kind)
 
 
-def _children(kind: Descriptor, value: Any) -> list[tuple[dict[str, Any], Descriptor]]:
+def _children(kind: Any, value: Any) -> list[tuple[dict[str, Any], Any]]:
     if kind.GetOptions().map_entry:
         inner = kind.fields_by_name["value"].message_type
         items: Mapping[str, Any] = value

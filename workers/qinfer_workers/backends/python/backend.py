@@ -27,7 +27,7 @@ CLASS = "TritonPythonModel"
 
 
 class PythonBackend:
-    """Models in Python. They run in the worker's process, each instance in a thread and with modules of its own."""
+    """Models in Python, in the worker's process: each instance has a thread and modules of its own."""
 
     name: ClassVar[str] = "python"
     filename: ClassVar[str] = "model.py"
@@ -52,7 +52,8 @@ class PythonBackend:
                 raise ConfigError(f"{name}: auto_complete_config raised {describe(error, path)}") from error
             if not isinstance(answer, triton.ModelConfig):
                 raise ConfigError(
-                    f"{name}: auto_complete_config returned {type(answer).__name__}; expected the ModelConfig it"
+                    f"{name}: auto_complete_config returned {type(answer).__name__}; expected the"
+                    " ModelConfig it"
                     " was given"
                 )
             return _apply(config, name, given, answer.as_dict())
@@ -68,16 +69,18 @@ class PythonBackend:
         config = spec.config
         if config.decoupled:
             raise Unsupported(
-                f"{config.name}/config: model_transaction_policy.decoupled: found true; expected false: Python"
+                f"{config.name}/config: model_transaction_policy.decoupled: found true; expected false:"
+                " Python"
                 " models that send any number of responses are not supported yet"
             )
         if config.parameters.get("EXECUTION_ENV_PATH"):
             raise Unsupported(
                 f"{config.name}/config: parameters.EXECUTION_ENV_PATH: found"
-                f" {config.parameters['EXECUTION_ENV_PATH']!r}; expected none: install what the model imports in"
+                f" {config.parameters['EXECUTION_ENV_PATH']!r}; expected none: install what the model"
+                " imports in"
                 " the worker's environment"
             )
-        keep_read_only = boolean(config, "READ_ONLY_INPUTS", default=False)
+        read_only = boolean(config, "READ_ONLY_INPUTS", default=False)
         path = model_file(config, spec.directory, spec.version, self.filename)
         name = short_name(config, spec.version, path)
         scope = Scope(config.name, (path.parent, spec.directory))
@@ -86,7 +89,7 @@ class PythonBackend:
         except BaseException:
             scope.close()
             raise
-        return PythonInstance(model, scope, spec, path, keep_read_only=keep_read_only)
+        return PythonInstance(model, scope, spec, path, read_only=read_only)
 
 
 def _model_class(scope: Scope, path: Path, name: str) -> Any:
@@ -117,7 +120,9 @@ def _initialize(scope: Scope, path: Path, name: str, spec: InstanceSpec) -> Any:
     return model
 
 
-def _apply(config: ModelConfig, name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> ModelConfig:
+def _apply(
+    config: ModelConfig, name: str, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> ModelConfig:
     """Carry what `auto_complete_config` changed over into the configuration."""
     inputs = _specs(config, name, "input", config.inputs, after.get("input", ()))
     outputs = _specs(config, name, "output", config.outputs, after.get("output", ()))

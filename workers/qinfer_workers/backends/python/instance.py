@@ -23,9 +23,7 @@ logger = logging.getLogger(__name__)
 class PythonInstance:
     """One `TritonPythonModel`."""
 
-    def __init__(
-        self, model: Any, scope: Scope, spec: InstanceSpec, path: Path, *, keep_read_only: bool
-    ) -> None:
+    def __init__(self, model: Any, scope: Scope, spec: InstanceSpec, path: Path, *, read_only: bool) -> None:
         self._model = model
         self._run: Callable[[list[InferenceRequest]], Any] = model.execute
         self._scope = scope
@@ -33,7 +31,7 @@ class PythonInstance:
         self._version = spec.version
         self._where = f"{spec.config.name}/{spec.version}/{path.name}"
         self._path = path
-        self._keep_read_only = keep_read_only
+        self._read_only = read_only
         self._batched = spec.config.max_batch_size > 0
         self._outputs = {tensor.name: tensor for tensor in spec.config.outputs}
 
@@ -45,7 +43,7 @@ class PythonInstance:
         """
         members = batch.members
         requests = [
-            InferenceRequest.of_member(member, self._name, self._version, keep_read_only=self._keep_read_only)
+            InferenceRequest(member, self._name, self._version, read_only=self._read_only)
             for member in members
         ]
         try:
@@ -58,13 +56,14 @@ class PythonInstance:
         if not isinstance(responses, list | tuple) or len(responses) != len(members):
             found = f"{len(responses)} of them" if isinstance(responses, list | tuple) else repr(responses)
             raise ModelFailed(
-                f"{self._where}: execute returned {found}; expected a list of {len(members)} InferenceResponse,"
+                f"{self._where}: execute returned {found}; expected a list of {len(members)}"
+                " InferenceResponse,"
                 " one for each request"
             )
         return [self._answer(member, response) for member, response in zip(members, responses, strict=True)]
 
     def close(self) -> None:
-        """Call the model's `finalize`; what it raises is logged, for it must not keep a worker from stopping."""
+        """Call the model's `finalize`; what it raises is logged: it must not keep a worker from stopping."""
         finalize = getattr(self._model, "finalize", None)
         if finalize is not None:
             try:
@@ -98,10 +97,13 @@ class PythonInstance:
         """Check one output against the configuration: its clients were promised that."""
         spec = self._outputs[name]
         if tensor is None:
-            raise ModelFailed(f"{self._where}: output {name!r} is missing from the response; expected {_text(spec)}")
+            raise ModelFailed(
+                f"{self._where}: output {name!r} is missing from the response; expected {_text(spec)}"
+            )
         if tensor.datatype() != spec.datatype:
             raise ModelFailed(
-                f"{self._where}: output {name!r}: data_type: found {tensor.datatype()}; expected {spec.datatype}"
+                f"{self._where}: output {name!r}: data_type: found {tensor.datatype()}; expected"
+                f" {spec.datatype}"
                 " by the configuration"
             )
         array = tensor.raw()

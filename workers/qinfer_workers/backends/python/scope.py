@@ -215,5 +215,3 @@ def _install_finders() -> None:
     if first not in sys.meta_path:
         sys.meta_path.insert(0, first)
         sys.meta_path.append(last)
-
-

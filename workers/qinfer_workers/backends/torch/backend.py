@@ -85,7 +85,8 @@ def _open_script(torch: Any, path: Path, name: str, device: Any) -> Any:
             return torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
-            f"{name}: torch {torch.__version__} cannot load it: {_first_line(error)}; expected TorchScript, as"
+            f"{name}: torch {torch.__version__} cannot load it: {_first_line(error)}; expected TorchScript,"
+            " as"
             " torch.jit.save writes it (a pickle made by torch.save is not opened: it can run any code)"
         ) from error
 

@@ -23,7 +23,9 @@ class TorchInstance:
         Unsupported: a tensor is BYTES.
     """
 
-    def __init__(self, torch: Any, program: Program, spec: InstanceSpec, options: Options, device: Any) -> None:
+    def __init__(
+        self, torch: Any, program: Program, spec: InstanceSpec, options: Options, device: Any
+    ) -> None:
         config = spec.config
         _check_datatypes(spec)
         self._torch = torch
@@ -110,7 +112,7 @@ def _contexts(torch: Any, options: Options) -> Sequence[Callable[[], AbstractCon
         torch.inference_mode if options.inference_mode else torch.no_grad
     ]
     if not options.optimized_execution:
-        contexts.append(lambda: torch.jit.optimized_execution(False))  # type: ignore[no-any-return]
+        contexts.append(lambda: torch.jit.optimized_execution(False))
     return contexts
 
 
@@ -118,10 +120,13 @@ def _check_datatypes(spec: InstanceSpec) -> None:
     config = spec.config
     for role, tensors in (("input", config.inputs), ("output", config.outputs)):
         if not tensors:
-            raise complain(config, role, "found none", f"at least one {role}: TorchScript files do not tell them")
+            raise complain(
+                config, role, "found none", f"at least one {role}: TorchScript files do not tell them"
+            )
         for tensor in tensors:
             if tensor.datatype == "BYTES":
                 raise Unsupported(
-                    f"{config.name}/config: {role} {tensor.name!r}: data_type: found BYTES; expected a numeric"
+                    f"{config.name}/config: {role} {tensor.name!r}: data_type: found BYTES; expected a"
+                    " numeric"
                     " type: the torch backend passes tensors only"
                 )

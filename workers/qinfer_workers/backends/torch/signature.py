@@ -87,7 +87,8 @@ def map_inputs(config: ModelConfig, arguments: Sequence[str]) -> dict[str, str]:
         config,
         "input",
         f"found {', '.join(names)}",
-        f"the names of the arguments of {signature}, or INPUT__0, INPUT__1, ..., or one input for each in order",
+        f"the names of the arguments of {signature}, or INPUT__0, INPUT__1, ..., or one input for each in"
+        " order",
     )
 
 

@@ -31,7 +31,7 @@ TRITON_STRING_TO_NUMPY: dict[str, Any] = {
     f"TYPE_{name}": bool if name == "BOOL" else numpy_type for name, numpy_type in _NUMPY.items()
 }
 
-_NUMBERS = {number: numpy_type for number, numpy_type in enumerate(_NUMPY.values(), start=1)}
+_NUMBERS = dict(enumerate(_NUMPY.values(), start=1))
 
 
 def triton_string_to_numpy(triton_type_string: str) -> Any:

@@ -15,7 +15,7 @@ from qinfer.errors import (
 )
 
 
-class TritonModelException(Exception):  # noqa: N818  the name models know
+class TritonModelException(Exception):
     """Raised by models, and by this module where a model misuses it."""
 
 

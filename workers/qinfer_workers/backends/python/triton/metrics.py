@@ -121,7 +121,8 @@ class _Family:
             self.labels = names
         if names != self.labels:
             raise TritonModelException(
-                f"metric {self.name}: labels: found {', '.join(names)}; expected {', '.join(self.labels)} as in its"
+                f"metric {self.name}: labels: found {', '.join(names)}; expected {', '.join(self.labels)}"
+                " as in its"
                 " other series"
             )
         key = tuple(str(labels[name]) for name in names)
@@ -129,7 +130,8 @@ class _Family:
         if metric is None:
             if len(self.series) >= MAX_SERIES:
                 raise TritonModelException(
-                    f"metric {self.name}: labels: found more than {MAX_SERIES} combinations; expected labels with few"
+                    f"metric {self.name}: labels: found more than {MAX_SERIES} combinations; expected"
+                    " labels with few"
                     " values"
                 )
             metric = self.series[key] = Metric(self, bounds)
@@ -187,7 +189,9 @@ class MetricFamily:
                     )
                 family = _families[name] = _Family(name, description, kind)
         if family.kind != kind:
-            raise TritonModelException(f"metric {name}: kind: found {kind}; expected {family.kind}, as it is in use")
+            raise TritonModelException(
+                f"metric {name}: kind: found {kind}; expected {family.kind}, as it is in use"
+            )
         self._family = family
 
     def Metric(  # noqa: N802  the name models know
@@ -205,7 +209,8 @@ class MetricFamily:
         bounds = [float(bound) for bound in buckets or ()]
         if bounds != sorted(set(bounds)) or bool(bounds) != (self._family.kind == self.HISTOGRAM):
             raise TritonModelException(
-                f"metric {self._family.name}: buckets: found {buckets}; expected ascending bounds for a histogram"
+                f"metric {self._family.name}: buckets: found {buckets}; expected ascending bounds for a"
+                " histogram"
                 " and none for another kind"
             )
         with _lock:

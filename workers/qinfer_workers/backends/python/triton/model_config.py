@@ -48,7 +48,8 @@ class ModelConfig:
         configured = self._model_config.get("max_batch_size", 0)
         if configured > max_batch_size:
             raise ValueError(
-                f"{self._name}/config: max_batch_size: found {configured}; expected at most {max_batch_size} by"
+                f"{self._name}/config: max_batch_size: found {configured}; expected at most"
+                f" {max_batch_size} by"
                 " auto_complete_config"
             )
         self._model_config["max_batch_size"] = max_batch_size
@@ -77,7 +78,8 @@ class ModelConfig:
         for key, value in transaction_policy_dict.items():
             if policy.setdefault(key, value) != value:
                 raise ValueError(
-                    f"{self._name}/config: model_transaction_policy.{key}: found {policy[key]}; expected {value} by"
+                    f"{self._name}/config: model_transaction_policy.{key}: found {policy[key]}; expected"
+                    f" {value} by"
                     " auto_complete_config"
                 )
 
@@ -122,7 +124,8 @@ class ModelConfig:
             found = current.get(key, unset)
             if found not in (unset, given[key]):
                 raise ValueError(
-                    f"{self._name}/config: {role} {given['name']!r}: {key}: found {found}; expected {given[key]} by"
+                    f"{self._name}/config: {role} {given['name']!r}: {key}: found {found}; expected"
+                    f" {given[key]} by"
                     " auto_complete_config"
                 )
             current[key] = given[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from qinfer.errors import Unsupported
 from qinfer_workers.backends.base import Member
@@ -23,34 +23,44 @@ class InferenceRequest:
     """One request of a batch.
 
     Made by qinfer. Models make their own only to call other models, which is not supported yet.
+
+    Args:
+        member: the batch's member; its tensors are made when the model asks for them.
+        model: name of the model.
+        version: its version.
+        read_only: hand out read-only arrays.
+
+    Raises:
+        Unsupported: made by a model.
     """
 
-    __slots__ = ("_keep_read_only", "_member", "_model", "_tensors", "_version")
+    __slots__ = ("_member", "_model", "_read_only", "_tensors", "_version")
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise Unsupported(
-            "InferenceRequest: a Python model cannot call other models; expected an ensemble of them"
-        )
-
-    @classmethod
-    def of_member(cls, member: Member, model: str, version: int, *, keep_read_only: bool) -> InferenceRequest:
-        """Wrap a batch's member; tensors are made when the model asks for them."""
-        request = cls.__new__(cls)
-        request._member = member
-        request._model = model
-        request._version = version
-        request._keep_read_only = keep_read_only
-        request._tensors = None
-        return request
-
-    _tensors: list[Tensor] | None
+    def __init__(
+        self,
+        member: Member | None = None,
+        model: str = "",
+        version: int = 0,
+        *,
+        read_only: bool = False,
+        **others: object,
+    ) -> None:
+        if member is None or others:
+            raise Unsupported(
+                "InferenceRequest: a Python model cannot call other models yet; expected an ensemble of them"
+            )
+        self._member = member
+        self._model = model
+        self._version = version
+        self._read_only = read_only
+        self._tensors: list[Tensor] | None = None
 
     def inputs(self) -> list[Tensor]:
         """The input tensors, with the batch dimension where the model has one; the same at every call."""
         if self._tensors is None:
             datatypes = self._member.input_datatypes
             self._tensors = [
-                Tensor.of_request(name, array, datatypes[name], keep_read_only=self._keep_read_only)
+                Tensor(name, array, datatypes[name], read_only=self._read_only)
                 for name, array in self._member.inputs.items()
             ]
         return self._tensors
@@ -128,7 +138,8 @@ class InferenceResponse:
         for tensor in self._tensors:
             if not isinstance(tensor, Tensor):
                 raise TritonModelException(
-                    f"InferenceResponse: output_tensors: found {type(tensor).__name__}; expected pb_utils.Tensor"
+                    f"InferenceResponse: output_tensors: found {type(tensor).__name__}; expected"
+                    " pb_utils.Tensor"
                 )
         if error is not None and not isinstance(error, TritonError):
             error = TritonError(error)
@@ -137,7 +148,8 @@ class InferenceResponse:
         for key, value in self._parameters.items():
             if not isinstance(key, str) or not isinstance(value, str | int | float):
                 raise TritonModelException(
-                    f"InferenceResponse: parameters: found {key!r}: {value!r}; expected a string with a string,"
+                    f"InferenceResponse: parameters: found {key!r}: {value!r}; expected a string with a"
+                    " string,"
                     " number or boolean"
                 )
 

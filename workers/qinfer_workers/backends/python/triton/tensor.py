@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qinfer.datatypes import Array, datatype_of
+from qinfer.datatypes import DATATYPES, Array, datatype_of
 from qinfer.errors import InvalidRequest
 from qinfer_workers.backends.python.triton.errors import TritonModelException
 
@@ -21,39 +21,29 @@ class Tensor:
     Args:
         name: its name.
         numpy_array: any array of a dtype the protocol has; `str` and `bytes` arrays are string tensors.
+        datatype: protocol datatype of an array that is known to be of it; tells BF16, whose arrays are bit
+            patterns, from UINT16.
+        read_only: leave out the copy that makes a read-only array writable.
 
     Raises:
         TritonModelException: not a numpy array, or of another dtype.
     """
 
-    __slots__ = ("_array", "_datatype", "_keep", "_name")
+    __slots__ = ("_array", "_datatype", "_name", "_read_only")
 
-    def __init__(self, name: str, numpy_array: Array) -> None:
-        if not isinstance(numpy_array, np.ndarray):
-            raise TritonModelException(
-                f"tensor {name!r}: found {type(numpy_array).__name__}; expected a numpy array"
-            )
-        try:
-            self._datatype = datatype_of(numpy_array)
-        except InvalidRequest as error:
-            raise TritonModelException(f"tensor {name!r}: {error}") from None
+    def __init__(
+        self, name: str, numpy_array: Array, datatype: str | None = None, *, read_only: bool = False
+    ) -> None:
+        if datatype is None:
+            datatype = _datatype(name, numpy_array)
         self._name = name
         self._array = numpy_array
-        self._keep = False
-
-    @classmethod
-    def of_request(cls, name: str, array: Array, datatype: str, *, keep_read_only: bool) -> Tensor:
-        """An input tensor: `array` as the request has it, BF16 as bit patterns."""
-        tensor = cls.__new__(cls)
-        tensor._name = name
-        tensor._array = array
-        tensor._datatype = datatype
-        tensor._keep = keep_read_only
-        return tensor
+        self._datatype = datatype
+        self._read_only = read_only
 
     @classmethod
     def from_dlpack(cls, name: str, dlpack_tensor: Any) -> Tensor:
-        """A tensor of a DLPack capsule or of anything with `__dlpack__`; memory on a device is copied to the CPU.
+        """A tensor of a DLPack capsule or of anything with `__dlpack__`; device memory is copied to the CPU.
 
         Raises:
             TritonModelException: numpy cannot take it, nor torch where it is installed.
@@ -79,7 +69,7 @@ class Tensor:
             ) from error
         if tensor.dtype is torch.bfloat16:
             bits: Array = tensor.view(torch.uint16).numpy()
-            return cls.of_request(name, bits, "BF16", keep_read_only=False)
+            return cls(name, bits, "BF16")
         return cls(name, tensor.numpy())
 
     def name(self) -> str:
@@ -148,9 +138,18 @@ class Tensor:
         return (_CPU, 0)
 
     def _own(self) -> Array:
-        if not self._array.flags.writeable and not self._keep:
+        if not self._array.flags.writeable and not self._read_only:
             self._array = self._array.copy()
         return self._array
+
+
+def _datatype(name: str, array: object) -> str:
+    if not isinstance(array, np.ndarray):
+        raise TritonModelException(f"tensor {name!r}: found {type(array).__name__}; expected a numpy array")
+    try:
+        return datatype_of(array)
+    except InvalidRequest as error:
+        raise TritonModelException(f"tensor {name!r}: {error}") from None
 
 
 class _Capsule:
@@ -171,6 +170,6 @@ class _Capsule:
 _NUMBERS = {
     name: number
     for number, name in enumerate(
-        "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 FP32 FP64 BYTES BF16".split(), start=1
+        [*(name for name in DATATYPES if name not in ("BF16", "BYTES")), "BYTES", "BF16"], 1
     )
 }
