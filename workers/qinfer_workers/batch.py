@@ -11,7 +11,7 @@ import numpy as np
 from qinfer.bus import Delivery
 from qinfer.datatypes import DATATYPES, Array
 from qinfer.message import Request, RequestFrame, Response
-from qinfer_workers.plan import Plan
+from qinfer.signature import Plan
 
 
 class HeldFrame:

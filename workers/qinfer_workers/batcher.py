@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from qinfer.repository import ModelConfig
+from qinfer.signature import Plan
 from qinfer_workers.batch import Batch, Member
 from qinfer_workers.instance import Completion, InstanceThread
-from qinfer_workers.plan import Plan
 
 _LEARNING_RATE = 0.1
 

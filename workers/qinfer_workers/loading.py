@@ -11,12 +11,12 @@ from pathlib import Path
 from qinfer.errors import ConfigError, QInferError
 from qinfer.registry import ModelRecord, TensorRecord
 from qinfer.repository import InstanceGroup, ModelConfig, ModelEntry, TensorSpec
+from qinfer.signature import Signature
 from qinfer.telemetry.stats import ModelStats
 from qinfer_workers.backends import find
 from qinfer_workers.backends.base import Backend, InstanceSpec
 from qinfer_workers.execution import Executor
 from qinfer_workers.instance import Completion, InstanceThread
-from qinfer_workers.plan import Signature
 from qinfer_workers.record import BatchRecorder
 from qinfer_workers.service import ServedVersion
 
@@ -82,7 +82,7 @@ async def load_version(
         version=str(version),
         config=config,
         instances=instances,
-        signature=Signature(config),
+        signature=Signature(config.inputs, config.outputs, config.max_batch_size),
         recorder=BatchRecorder(ModelStats(config.name, str(version))),
     )
 

@@ -31,13 +31,13 @@ from qinfer.message import (
     reply_address,
 )
 from qinfer.repository import ModelConfig
-from qinfer_workers.batch import Batch, HeldFrame, Member
+from qinfer.signature import Signature
+from qinfer_workers.batch import HeldFrame, Member
 from qinfer_workers.batcher import Batcher
 from qinfer_workers.clock import BrokerClock
 from qinfer_workers.credit import Credit
 from qinfer_workers.execution import failure
 from qinfer_workers.instance import Completion, InstanceThread
-from qinfer_workers.plan import Signature
 from qinfer_workers.record import BatchRecorder
 from qinfer_workers.senders import Senders
 

@@ -9,12 +9,11 @@ import secrets
 import socket
 from functools import partial
 
-import msgspec
-
 from qinfer.bus import Bus, QueueSpec
 from qinfer.errors import QInferError
 from qinfer.registry import STATISTICS, ModelRecord, Registration, WorkerRecord
 from qinfer.repository import ModelEntry, Repository
+from qinfer.telemetry.statistics import StatisticsReport, encode_report
 from qinfer_workers.instance import Completion
 from qinfer_workers.loading import close, load_version, record_of
 from qinfer_workers.options import WorkerOptions
@@ -112,4 +111,6 @@ class Worker:
         return [record_of(served) for served in self._versions()]
 
     async def _statistics(self, _: bytes) -> bytes:
-        return msgspec.msgpack.encode([served.recorder.stats.snapshot() for served in self._versions()])
+        return encode_report(
+            StatisticsReport([served.recorder.stats.snapshot() for served in self._versions()])
+        )

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from qinfer.datatypes import DATATYPES
 from qinfer.errors import InvalidRequest
 from qinfer.message import Request, Tensor
-from qinfer.repository import ModelConfig, TensorSpec
 
 _MAX_PLANS = 1024
 
 Key: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+class TensorLike(Protocol):
+    """What a signature needs to know of a tensor: `TensorSpec` and `TensorRecord` both tell it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def datatype(self) -> str: ...
+
+    @property
+    def dims(self) -> tuple[int, ...]: ...
+
+    @property
+    def optional(self) -> bool: ...
 
 
 class Plan:
@@ -34,13 +49,20 @@ class Plan:
 
 
 class Signature:
-    """The checks one model version asks of its requests."""
+    """The checks one model version asks of its requests, at the gateway and again at the worker.
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.max_batch_size = config.max_batch_size
-        self._inputs = {spec.name: spec for spec in config.inputs}
-        self._required = [spec.name for spec in config.inputs if not spec.optional]
-        self._outputs = {spec.name for spec in config.outputs}
+    Args:
+        inputs, outputs: the model's tensors, `dims` without the batch dimension.
+        max_batch_size: rows a request may have; 0 when the model has no batch dimension.
+    """
+
+    def __init__(
+        self, inputs: Iterable[TensorLike], outputs: Iterable[TensorLike], max_batch_size: int
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._required = [name for name, spec in self._inputs.items() if not spec.optional]
+        self._outputs = {spec.name for spec in outputs}
         self._plans: dict[Key, Plan] = {}
 
     def check(self, request: Request) -> tuple[Plan, int]:
@@ -116,5 +138,5 @@ class Signature:
                 f"input {tensor.name!r}: shape {tensor.shape}; expected {self._expected(spec)}"
             )
 
-    def _expected(self, spec: TensorSpec) -> list[int]:
+    def _expected(self, spec: TensorLike) -> list[int]:
         return [-1, *spec.dims] if self.max_batch_size else list(spec.dims)

@@ -1,0 +1,80 @@
+"""What this gateway can route to: a cached view of the registry, made for the hot path."""
+
+from __future__ import annotations
+
+from qinfer.errors import ModelNotFound, NoWorker
+from qinfer.registry import Directory, ModelRecord
+from qinfer.signature import Signature
+
+
+class Target:
+    """One model as a client names it, with or without a version.
+
+    Attributes:
+        model: its name.
+        wanted_version: the version in the request; empty for the newest.
+        record: the registry record of the version whose signature applies.
+        signature: checks requests against the record.
+        served: whether a live worker serves it.
+    """
+
+    __slots__ = ("model", "record", "served", "signature", "wanted_version")
+
+    def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool) -> None:
+        self.model = record.name
+        self.wanted_version = wanted_version
+        self.record = record
+        self.served = served
+        self.signature = Signature(record.inputs, record.outputs, record.max_batch_size)
+
+
+class Catalog:
+    """Targets by name and version; forgotten whenever the registry changes."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self._targets: dict[tuple[str, str], Target] = {}
+        directory.on_change(self._targets.clear)
+
+    def find(self, model: str, version: str = "") -> Target:
+        """Where to send a request.
+
+        Raises:
+            ModelNotFound: no such model or version.
+            NoWorker: known, but no live worker serves it.
+        """
+        target = self._targets.get((model, version)) or self._make(model, version)
+        if not target.served:
+            raise NoWorker(f"no live worker serves {_describe(model, version)}", retry_after=1.0)
+        return target
+
+    def known(self, model: str, version: str = "") -> Target:
+        """Like `find`, but also for models that no worker serves at the moment.
+
+        Raises:
+            ModelNotFound: no such model or version.
+        """
+        return self._targets.get((model, version)) or self._make(model, version)
+
+    def is_ready(self, model: str, version: str = "") -> bool:
+        """Whether a live worker serves it."""
+        serving = self.directory.serving(model)
+        return version in serving if version else bool(serving)
+
+    def all_ready(self) -> bool:
+        """Whether every known model has a live worker, and there is at least one model."""
+        models = self.directory.models
+        return bool(models) and all(self.directory.serving(model) for model in models)
+
+    def _make(self, model: str, version: str) -> Target:
+        record = self.directory.record(model, version)
+        if record is None:
+            raise ModelNotFound(f"{_describe(model, version)} does not exist")
+        served = self.is_ready(model, version)
+        # Only what exists is remembered: names made up by clients take no memory.
+        target = self._targets[model, version] = Target(version, record, served=served)
+        return target
+
+
+def _describe(model: str, version: str) -> str:
+    return f"model {model!r} version {version}" if version else f"model {model!r}"

@@ -1,0 +1,281 @@
+"""From calls to frames and back.
+
+All requests of one event-loop tick for the same model leave in one frame, as far as a batch and the broker's
+payload limit allow; there is no timer, so an idle gateway sends frames of one. Responses find their call by
+correlation number; the first response to a request wins, later ones are counted and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from functools import partial
+from time import time_ns
+
+from qinfer.bus import Bus
+from qinfer.errors import DeadlineExceeded, PayloadTooLarge, QInferError, QueueFull, ShuttingDown
+from qinfer.message import (
+    PROTOCOL_VERSION,
+    Request,
+    RequestFrame,
+    Response,
+    ResponseFrame,
+    decode_response_frame,
+    encode,
+)
+from qinfer.telemetry.gateway import OK, GatewayStats
+from qinfer_gateway.catalog import Target
+from qinfer_gateway.deadlines import Deadlines
+
+_FRAME_SHARE = 2  # a frame takes at most this part of max_payload, unless one request alone is larger
+_REQUEST_OVERHEAD = 256  # generous bound for what a request's frame entry adds to its tensors
+
+
+class Call:
+    """One request on its way: the transports subclass it to send the answer."""
+
+    __slots__ = ("deadline", "in_flight", "model", "number", "started")
+
+    protocol = ""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.deadline = 0.0
+        self.model = ""
+        self.number = 0
+        self.in_flight: _Flight | None = None
+
+    @abstractmethod
+    def answered(self, frame: ResponseFrame, response: Response) -> None:
+        """The model's answer is here. Must not raise."""
+
+    @abstractmethod
+    def failed(self, error: QInferError) -> None:
+        """There will be no answer. Must not raise."""
+
+
+class _Flight:
+    """Requests in flight for one model."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class _Outgoing:
+    """Requests for one model and version that leave at the end of this tick."""
+
+    __slots__ = ("flight", "requests", "target")
+
+    def __init__(self, target: Target, flight: _Flight) -> None:
+        self.target = target
+        self.flight = flight
+        self.requests: list[tuple[Request, int, int]] = []
+
+
+class Dispatcher:
+    """Sends calls over the bus and hands their answers back.
+
+    Args:
+        bus: a started bus.
+        stats: where outcomes and frames are counted.
+        max_in_flight: calls held at once; more are refused with `QueueFull`.
+        timeout: seconds a call without a deadline of its own may take.
+    """
+
+    def __init__(self, bus: Bus, stats: GatewayStats, *, max_in_flight: int, timeout: float) -> None:
+        self._bus = bus
+        self._stats = stats
+        self._max_in_flight = max_in_flight
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, Call] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._outbox: dict[tuple[str, str], _Outgoing] = {}
+        self._flush_scheduled = False
+        self._next_number = 0
+        self._deadlines = Deadlines(self._calls, self._expire)
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.dropped = 0
+        """Responses nobody waited for: late, or second answers after a redelivery."""
+        bus.on_reply(self._receive)
+
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Requests in flight by model."""
+        return {model: flight.count for model, flight in self._flights.items()}
+
+    def submit(self, call: Call, target: Target, request: Request, *, timeout: float = 0.0) -> None:
+        """Check a request and queue it for this tick's frame.
+
+        Args:
+            call: gets the answer.
+            target: where to.
+            request: its `id`, `deadline_us` are set here.
+            timeout: seconds the caller allows from the call's start; 0 for the default.
+
+        Raises:
+            InvalidRequest: it does not fit the model's signature.
+            QueueFull: too many calls are in flight.
+            PayloadTooLarge: larger than the broker takes.
+            ShuttingDown: this gateway is draining.
+        """
+        _, rows = target.signature.check(request)
+        size = _REQUEST_OVERHEAD
+        for tensor in request.inputs:
+            size += len(tensor.data)
+        if size > self._bus.max_payload:
+            raise PayloadTooLarge(
+                f"request of {size} bytes is above the broker's max_payload of {self._bus.max_payload} bytes"
+            )
+        if len(self._calls) >= self._max_in_flight:
+            raise QueueFull(f"this gateway has {self._max_in_flight} requests in flight", retry_after=1.0)
+        if self._draining:
+            raise ShuttingDown("this gateway is shutting down", retry_after=1.0)
+        self._enqueue(call, target, request, rows, size, timeout or self._timeout)
+
+    def _enqueue(
+        self, call: Call, target: Target, request: Request, rows: int, size: int, timeout: float
+    ) -> None:
+        number = self._next_number = self._next_number + 1
+        model = target.model
+        flight = self._flights.get(model)
+        if flight is None:
+            flight = self._flights[model] = _Flight()
+        flight.count += 1
+        call.number = request.id = number
+        call.model = model
+        call.in_flight = flight
+        call.deadline = call.started + timeout
+        if not self._calls:
+            self._idle.clear()
+        self._calls[number] = call
+        self._deadlines.add(call.deadline)
+        key = (model, target.wanted_version)
+        outgoing = self._outbox.get(key)
+        if outgoing is None:
+            outgoing = self._outbox[key] = _Outgoing(target, flight)
+        outgoing.requests.append((request, rows, size))
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def refused(self, call: Call, model: str, error: QInferError) -> None:
+        """Count a call that was answered with an error before it was submitted."""
+        self._stats.record(model, call.protocol, error.reason, self._loop.time() - call.started)
+
+    def abandon(self, call: Call) -> None:
+        """The caller has gone: forget the call."""
+        if self._take(call.number) is not None:
+            self._stats.record(call.model, call.protocol, "cancelled", self._loop.time() - call.started)
+
+    async def drain(self, timeout: float) -> None:
+        """Refuse new calls and wait for those in flight; what is left after `timeout` seconds fails."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            error = ShuttingDown("this gateway shut down before the answer came", retry_after=1.0)
+            for number in list(self._calls):
+                self._fail(number, error)
+        self._deadlines.close()
+
+    # Out
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        outbox, self._outbox = self._outbox, {}
+        for outgoing in outbox.values():
+            self._send(outgoing)
+
+    def _send(self, outgoing: _Outgoing) -> None:
+        """Send one model's requests in as few frames as its batch size and the broker's limit allow."""
+        max_rows = max(1, outgoing.target.record.max_batch_size)
+        max_bytes = self._bus.max_payload // _FRAME_SHARE
+        now_us = time_ns() // 1000
+        now = self._loop.time()
+        frame: list[Request] = []
+        frame_rows = frame_bytes = 0
+        for request, rows, size in outgoing.requests:
+            call = self._calls.get(request.id)
+            if call is None:
+                continue  # the caller left within this very tick
+            if frame and (frame_rows + rows > max_rows or frame_bytes + size > max_bytes):
+                self._publish(outgoing, frame, frame_rows, now_us)
+                frame, frame_rows, frame_bytes = [], 0, 0
+            request.deadline_us = now_us + int((call.deadline - now) * 1e6)
+            frame.append(request)
+            frame_rows += rows
+            frame_bytes += size
+        if frame:
+            self._publish(outgoing, frame, frame_rows, now_us)
+
+    def _publish(self, outgoing: _Outgoing, requests: list[Request], rows: int, now_us: int) -> None:
+        target = outgoing.target
+        numbers = [request.id for request in requests]
+        data = encode(
+            RequestFrame(
+                PROTOCOL_VERSION,
+                self._bus.reply_to,
+                target.model,
+                target.wanted_version,
+                now_us,
+                outgoing.flight.count,
+                requests,
+            )
+        )
+        try:
+            self._bus.publish(target.model, target.wanted_version, data, partial(self._refused, numbers))
+        except QInferError as error:
+            self._refused(numbers, error)
+            return
+        self._stats.record_frame(target.model, requests=len(requests), rows=rows)
+
+    def _refused(self, numbers: list[int], error: QInferError) -> None:
+        for number in numbers:
+            self._fail(number, error)
+
+    # Back
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            frame = decode_response_frame(data)
+        except QInferError:
+            self.dropped += 1
+            return
+        now = self._loop.time()
+        record = self._stats.record
+        for response in frame.responses:
+            call = self._take(response.id)
+            if call is None:
+                self.dropped += 1
+                continue
+            error = response.error
+            if error is None:
+                call.answered(frame, response)
+                record(call.model, call.protocol, OK, now - call.started)
+            else:
+                call.failed(error.exception())
+                record(call.model, call.protocol, error.reason, now - call.started)
+
+    def _expire(self, number: int) -> None:
+        self._fail(number, DeadlineExceeded("deadline passed before the answer came"))
+
+    def _fail(self, number: int, error: QInferError) -> None:
+        call = self._take(number)
+        if call is not None:
+            call.failed(error)
+            self._stats.record(call.model, call.protocol, error.reason, self._loop.time() - call.started)
+
+    def _take(self, number: int) -> Call | None:
+        call = self._calls.pop(number, None)
+        if call is not None:
+            flight = call.in_flight
+            if flight is not None:
+                flight.count -= 1
+            if not self._calls:
+                self._idle.set()
+        return call

@@ -1,0 +1,1 @@
+"""The HTTP front: Open Inference Protocol v2 with Triton's extensions."""

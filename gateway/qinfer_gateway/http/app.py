@@ -1,0 +1,107 @@
+"""Every HTTP route but `infer`, which the protocol answers itself (`qinfer_gateway.http.protocol`).
+
+Health answers carry the JSON body of the Open Inference Protocol; a client that looks at the status alone
+sees what Triton would send, 200 or 400.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from qinfer.repository.metadata import config_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from qinfer.errors import QInferError
+from qinfer.proto import ModelConfig
+from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
+from qinfer_gateway.http.jsondata import encode_json
+
+
+def make_app(front: Front) -> Starlette:
+    """The ASGI application of a gateway."""
+    routes = Routes(front)
+    model = "/v2/models/{model}"
+    version = model + "/versions/{version}"
+    table: list[tuple[str, Any]] = [
+        ("/v2", routes.server),
+        ("/v2/health/live", routes.live),
+        ("/v2/health/ready", routes.ready),
+        ("/v2/models", routes.models),
+        ("/v2/models/stats", routes.statistics),
+    ]
+    for prefix in (model, version):
+        table += [
+            (prefix, routes.metadata),
+            (prefix + "/ready", routes.model_ready),
+            (prefix + "/config", routes.config),
+            (prefix + "/stats", routes.statistics),
+        ]
+    return Starlette(
+        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in table],
+        exception_handlers={QInferError: _qinfer_error, HTTPException: _http_error},
+    )
+
+
+class Routes:
+    """The endpoints."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def server(self, _: Request) -> Response:
+        return _json({"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": EXTENSIONS})
+
+    async def live(self, _: Request) -> Response:
+        live = self._front.live
+        return _json({"live": live}, 200 if live else 400)
+
+    async def ready(self, _: Request) -> Response:
+        ready = self._front.ready
+        return _json({"ready": ready}, 200 if ready else 400)
+
+    async def models(self, _: Request) -> Response:
+        return _json({"models": self._front.models()})
+
+    async def metadata(self, request: Request) -> Response:
+        return _json(self._front.metadata(*_target(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        model, version = _target(request)
+        ready = self._front.model_ready(model, version)
+        return _json({"name": model, "ready": ready}, 200 if ready else 400)
+
+    async def config(self, request: Request) -> Response:
+        record = self._front.record(*_target(request))
+        return _json(config_json(ModelConfig.FromString(record.config)))
+
+    async def statistics(self, request: Request) -> Response:
+        report = await self._front.statistics(*_target(request))
+        return Response(msgspec.json.encode(report), media_type="application/json")
+
+
+def _target(request: Request) -> tuple[str, str]:
+    return request.path_params.get("model", ""), request.path_params.get("version", "")
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode_json(content), status, headers, media_type="application/json")
+
+
+async def _qinfer_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, QInferError):
+        raise error
+    headers = {"x-qinfer-reason": error.reason}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    return _json({"error": error.message}, error.http_status, headers)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))

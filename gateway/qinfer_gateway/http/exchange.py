@@ -1,0 +1,268 @@
+"""One `infer` request on one HTTP connection: from its headers to its response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qinfer.errors import InternalError, InvalidRequest, PayloadTooLarge, QInferError
+from qinfer.message import Response, ResponseFrame
+from qinfer_gateway.catalog import Catalog, Target
+from qinfer_gateway.dispatcher import Call, Dispatcher
+from qinfer_gateway.http.codec import InferBody, decode_body, encode_body
+from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress, decompress
+from qinfer_gateway.http.jsondata import encode_json
+
+if TYPE_CHECKING:
+    from qinfer_gateway.http.protocol import InferProtocol
+
+logger = logging.getLogger(__name__)
+
+OFF_LOOP_BYTES = 64 * 1024
+"""Bodies above this many bytes are converted in a thread, so that they do not hold up the others."""
+
+_HEADER_LENGTH = b"inference-header-content-length"
+_WANTED = frozenset(
+    (
+        _HEADER_LENGTH,
+        b"content-length",
+        b"content-encoding",
+        b"accept-encoding",
+        b"traceparent",
+        b"tracestate",
+    )
+)
+_JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+_BINARY_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
+    b"inference-header-content-length: %d\r\ncontent-length: %d\r\n"
+)
+
+
+class HttpFront:
+    """What all connections of a gateway share.
+
+    Args:
+        catalog: the models.
+        dispatcher: where calls go.
+        max_body_bytes: largest body, before and after decompression.
+        threads: for large bodies.
+    """
+
+    def __init__(
+        self, catalog: Catalog, dispatcher: Dispatcher, *, max_body_bytes: int, threads: Executor
+    ) -> None:
+        self.catalog = catalog
+        self.dispatcher = dispatcher
+        self.max_body_bytes = max_body_bytes
+        self.threads = threads
+
+
+class _Nobody:
+    """Stands for the event on which the base class's cycles wait; an exchange has nobody waiting."""
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+class Exchange(Call):
+    """An infer exchange; in uvicorn's protocol it stands where a request cycle would."""
+
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_front",
+        "_headers",
+        "_protocol",
+        "_received",
+        "_route",
+        "_target",
+        "_turn",
+        "body_complete",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+    )
+
+    protocol = "http"
+    message_event: ClassVar[_Nobody] = _Nobody()
+
+    def __init__(
+        self,
+        protocol: InferProtocol,
+        front: HttpFront,
+        route: tuple[str, str],
+        started: float,
+        headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        super().__init__(started)
+        self._protocol = protocol
+        self._front = front
+        self._route = route
+        self._headers = {name: value for name, value in headers if name in _WANTED}
+        self._target: Target | None = None
+        self._body: InferBody | None = None
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._turn = False
+        self.body_complete = False
+        self.disconnected = False
+        self.keep_alive = True
+        self.response_complete = False
+        length = self._headers.get(b"content-length")
+        if length is not None and int(length) > front.max_body_bytes:
+            self._too_large()
+
+    # From the connection
+
+    def on_turn(self) -> None:
+        """The exchanges before this one on the connection are answered."""
+        self._turn = True
+        if self.body_complete:
+            self._start()
+
+    def on_body(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+        self._received += len(chunk)
+        if self._received > self._front.max_body_bytes:
+            self._too_large()
+
+    def on_complete(self) -> None:
+        self.body_complete = True
+        if self._turn:
+            self._start()
+
+    def on_disconnect(self) -> None:
+        if not self.response_complete:
+            self.disconnected = True
+            self.response_complete = True
+            self._front.dispatcher.abandon(self)
+
+    def _too_large(self) -> None:
+        self._chunks.clear()
+        self.keep_alive = False
+        self._reject(
+            PayloadTooLarge(f"request body is above the limit of {self._front.max_body_bytes} bytes")
+        )
+
+    # Request
+
+    def _start(self) -> None:
+        chunks, self._chunks = self._chunks, []
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if len(body) > OFF_LOOP_BYTES:
+            self._in_thread(self._decode, body, self._submit)
+            return
+        try:
+            decoded = self._decode(body)
+        except QInferError as error:
+            self._reject(error)
+        else:
+            self._submit(decoded)
+
+    def _decode(self, body: bytes) -> InferBody:
+        target = self._target = self._front.catalog.find(*self._route)
+        headers = self._headers
+        if b"content-encoding" in headers:
+            coding = headers[b"content-encoding"].decode("latin-1").strip().lower()
+            body = decompress(body, coding, self._front.max_body_bytes)
+        length = headers.get(_HEADER_LENGTH)
+        if length is not None and not length.isdigit():
+            raise InvalidRequest(f"Inference-Header-Content-Length is {length[:40]!r}; expected a number")
+        return decode_body(body, None if length is None else int(length), target)
+
+    def _submit(self, body: InferBody) -> None:
+        if self.response_complete or self._target is None:
+            return
+        self._body = body
+        trace = self._headers.get(b"traceparent")
+        if trace is not None:
+            body.request.traceparent = trace.decode("latin-1")
+            body.request.tracestate = self._headers.get(b"tracestate", b"").decode("latin-1")
+        try:
+            self._front.dispatcher.submit(self, self._target, body.request, timeout=body.timeout)
+        except QInferError as error:
+            self._reject(error)
+
+    def _reject(self, error: QInferError) -> None:
+        """Answer with an error before the request was submitted."""
+        self._front.dispatcher.refused(self, self._route[0], error)
+        self.failed(error)
+
+    # Response
+
+    def answered(self, frame: ResponseFrame, response: Response) -> None:
+        size = sum([len(tensor.data) for tensor in response.outputs])
+        if size > OFF_LOOP_BYTES:
+            self._in_thread(lambda _: self._encode(frame, response), b"", self._respond)
+            return
+        try:
+            encoded = self._encode(frame, response)
+        except QInferError as error:
+            self.failed(error)
+        else:
+            self._respond(encoded)
+
+    def failed(self, error: QInferError) -> None:
+        body = encode_json({"error": error.message})
+        status = error.http_status
+        phrase = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nx-qinfer-reason: {error.reason}\r\n"
+        )
+        if error.retry_after is not None:
+            head += f"retry-after: {max(1, round(error.retry_after))}\r\n"
+        if status == 415:
+            head += "accept-encoding: gzip, deflate\r\n"
+        self._respond((head.encode(), body))
+
+    def _encode(self, frame: ResponseFrame, response: Response) -> tuple[bytes, bytes]:
+        """Head (without the blank line) and body of the response."""
+        if self._body is None or self._target is None:  # both are set before a call is submitted
+            raise InternalError("answer to a request that was never read")
+        body, header_length = encode_body(self._target, frame.model_version, self._body, response)
+        coding = ""
+        if len(body) >= MIN_SIZE and b"accept-encoding" in self._headers:
+            coding = accepted(self._headers[b"accept-encoding"])
+            if coding:
+                body = compress(body, coding)
+        size = len(body)
+        head = _JSON_HEAD % size if header_length is None else _BINARY_HEAD % (header_length, size)
+        if coding:
+            head += b"content-encoding: %s\r\nvary: accept-encoding\r\n" % coding.encode()
+        return head, body
+
+    def _respond(self, encoded: tuple[bytes, bytes]) -> None:
+        if self.response_complete:
+            return
+        self.response_complete = True
+        head, body = encoded
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self._protocol.transport.write(b"".join((head, end, body)))
+        self._protocol.exchange_done(self)
+
+    # Threads
+
+    def _in_thread(
+        self, function: Callable[[bytes], Any], argument: bytes, then: Callable[[Any], None]
+    ) -> None:
+        """Run a conversion of a large body in a thread, then go on with its result on the loop."""
+        future = asyncio.get_running_loop().run_in_executor(self._front.threads, function, argument)
+        future.add_done_callback(lambda done: self._converted(done, then))
+
+    def _converted(self, done: asyncio.Future[Any], then: Callable[[Any], None]) -> None:
+        error = None if done.cancelled() else done.exception()
+        if done.cancelled():
+            self.failed(InternalError("the gateway stopped while it converted the request"))
+        elif error is None:
+            then(done.result())
+        elif isinstance(error, QInferError):
+            self._reject(error)
+        else:
+            logger.error("conversion of a body failed", exc_info=error)
+            self._reject(InternalError("the gateway failed to convert the request"))

@@ -1,0 +1,114 @@
+"""The gateway process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+
+from qinfer.bus import connect
+from qinfer.lifecycle import until_stopped
+from qinfer.registry import Directory
+from qinfer.telemetry.gateway import GatewayStats
+from qinfer.telemetry.metrics import GatewayCollector, new_registry
+from qinfer.telemetry.server import MetricsServer
+from qinfer_gateway.catalog import Catalog
+from qinfer_gateway.dispatcher import Dispatcher
+from qinfer_gateway.front import Front
+from qinfer_gateway.http.app import make_app
+from qinfer_gateway.http.exchange import HttpFront
+from qinfer_gateway.http.server import HttpServer
+from qinfer_gateway.options import GatewayOptions
+
+logger = logging.getLogger(__name__)
+
+_CONVERSION_THREADS = 2
+# The objects of a request live for milliseconds and are freed by reference count; the collector only has to
+# look for cycles now and then.
+_GC_THRESHOLD = 50_000
+
+
+class Gateway:
+    """One gateway: bus, registry view, HTTP and gRPC servers."""
+
+    def __init__(self, options: GatewayOptions) -> None:
+        self._options = options
+        self._bus = connect(options.nats, namespace=options.namespace, name="qinfer-gateway")
+        self._stack = AsyncExitStack()
+        self.http: HttpServer | None = None
+
+    async def start(self) -> None:
+        """Connect and listen. What was started is stopped again by `stop`, also after a failure.
+
+        Raises:
+            BusUnavailable: the broker does not answer.
+            SetupError: an address cannot be bound.
+        """
+        options, stack, bus = self._options, self._stack, self._bus
+        await bus.start()
+        stack.push_async_callback(bus.close)
+        directory = Directory(bus)
+        await directory.start()
+        stack.push_async_callback(directory.close)
+        catalog = Catalog(directory)
+        stats = GatewayStats(lambda model: model in directory.models, in_flight=lambda: dispatcher.in_flight)
+        dispatcher = Dispatcher(
+            bus, stats, max_in_flight=options.max_in_flight, timeout=options.request_timeout
+        )
+        front = Front(bus, directory, catalog)
+        if options.metrics_port >= 0:
+            registry = new_registry("gateway", GatewayCollector(stats))
+            await stack.enter_async_context(
+                MetricsServer(options.metrics_host, options.metrics_port, registry)
+            )
+        if options.http_port >= 0:
+            threads = ThreadPoolExecutor(_CONVERSION_THREADS, thread_name_prefix="convert")
+            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+            await self._start_http(front, catalog, dispatcher, threads)
+        stack.push_async_callback(self._drain, front, dispatcher)
+
+    async def stop(self) -> None:
+        """Stop accepting, answer what is in flight, leave. Idempotent."""
+        await self._stack.aclose()
+
+    async def _start_http(
+        self, front: Front, catalog: Catalog, dispatcher: Dispatcher, threads: ThreadPoolExecutor
+    ) -> None:
+        options = self._options
+        http_front = HttpFront(catalog, dispatcher, max_body_bytes=options.max_body_bytes, threads=threads)
+        self.http = HttpServer(
+            make_app(front),
+            http_front,
+            host=options.host,
+            port=options.http_port,
+            reuse_port=options.reuse_port,
+        )
+        await self.http.start()
+
+    async def _drain(self, front: Front, dispatcher: Dispatcher) -> None:
+        front.draining = True
+        timeout = self._options.drain_timeout
+        servers = [self.http.stop(timeout)] if self.http is not None else []
+        await asyncio.gather(*servers)
+        await dispatcher.drain(timeout)
+
+
+async def serve(options: GatewayOptions) -> None:
+    """Run one gateway until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Raises:
+        BusUnavailable: the broker does not answer.
+        SetupError: an address cannot be bound.
+    """
+    gateway = Gateway(options)
+    async with until_stopped() as stopped:
+        try:
+            await gateway.start()
+            gc.freeze()
+            gc.set_threshold(_GC_THRESHOLD, 20, 20)
+            await stopped.wait()
+            logger.info("draining")
+        finally:
+            await gateway.stop()
