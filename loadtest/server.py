@@ -1,0 +1,166 @@
+"""A server under test: started in a folder of its own, checked, and stopped again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadtest import processes
+from loadtest.mlp import Floats, build_mlp, example_rows, reference
+from loadtest.peers.base import Peer, Ports, post
+from qinfer.errors import ModelFailed, Unavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+DISTINCT_REQUESTS = 32
+"""How many different rows the load consists of."""
+
+_START_SECONDS = 120.0
+_STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+
+
+class Server:
+    """One running server. A context manager: it is started on entry, stopped on exit.
+
+    Args:
+        peer: what to run; it must be prepared.
+        cache: where peers are installed.
+        folder: a folder for this server's model, log and requests; made if missing.
+    """
+
+    def __init__(self, peer: Peer, *, cache: Path, folder: Path) -> None:
+        self.peer = peer
+        self.folder = folder
+        self.log = folder / "server.log"
+        self.ports = _free_ports()
+        folder.mkdir(parents=True)
+        self.command = peer.command(cache, folder, self.ports)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        with ExitStack() as stack:
+            log = stack.enter_context(self.log.open("wb"))
+            self._process = subprocess.Popen(
+                self.command.arguments,
+                env={**os.environ, **self.command.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            stack.push(self)
+            self._wait_until_ready()
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in reversed(processes.tree_pids(process.pid)):
+                os.kill(pid, signal.SIGKILL)
+            process.wait(_STOP_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server's first process.
+
+        Raises:
+            Unavailable: the server is not running.
+        """
+        if self._process is None:
+            raise Unavailable(f"{self.peer.name} is not running")
+        return self._process.pid
+
+    @property
+    def infer_url(self) -> str:
+        return self.ports.base + self.peer.infer_path
+
+    def snapshot(self) -> processes.Snapshot:
+        """What the server's processes have spent so far.
+
+        Raises:
+            Unavailable: the server is not running any more.
+        """
+        return processes.snapshot(self.pid, self.peer.role)
+
+    def verify(self) -> Path:
+        """Compare the server's answers with onnxruntime's, first one at a time, then all at once in batches.
+
+        Returns:
+            A file with the request bodies, one a line, to make load of.
+
+        Raises:
+            ModelFailed: an answer is wrong or missing.
+        """
+        build_mlp(self.folder / "reference.onnx")
+        rows = example_rows(DISTINCT_REQUESTS)
+        expected = reference(self.folder / "reference.onnx", rows)
+        bodies = [self.peer.body(row) for row in rows]
+        self._check(0, self._ask(bodies[0]), expected[0])
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            for index, answer in enumerate(pool.map(self._ask, bodies)):
+                self._check(index, answer, expected[index])
+        path = self.folder / "requests.txt"
+        path.write_bytes(b"\n".join(bodies) + b"\n")
+        return path
+
+    def _ask(self, body: bytes) -> Floats:
+        try:
+            return self.peer.answer(post(self.infer_url, body))
+        except OSError as error:
+            raise ModelFailed(f"{self.peer.name}: {self.infer_url}: {error}; see {self.log}") from error
+
+    def _check(self, index: int, answer: Floats, expected: Floats) -> None:
+        if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=1e-4, atol=1e-5):
+            raise ModelFailed(
+                f"{self.peer.name}: wrong answer to example row {index}: {answer.tolist()}; "
+                f"expected {expected.tolist()}"
+            )
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.peer.is_ready(self.ports.base):
+            if self._process.poll() is not None:
+                raise Unavailable(
+                    f"{self.peer.name} ended with status {self._process.returncode} before it was ready; "
+                    f"the end of {self.log}:\n{self._log_tail()}"
+                )
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"{self.peer.name} was not ready within {_START_SECONDS:.0f} s; "
+                    f"the end of {self.log}:\n{self._log_tail()}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _free_ports() -> Ports:
+    """Three ports nobody listens on now. All are held open until chosen, so that they differ."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(3):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            found.append(int(listener.getsockname()[1]))
+    return Ports(http=found[0], grpc=found[1], metrics=found[2])
