@@ -1,0 +1,1 @@
+"""Example models and a demonstration that runs them: see `examples/README.md`."""

@@ -1,0 +1,1 @@
+"""Runs the example models behind a real server and compares every answer with the model run directly."""
