@@ -184,4 +184,6 @@ def configure_logging(
     access = logging.getLogger("uvicorn.access")
     access.handlers.clear()
     access.propagate = False
+    if root.level > logging.DEBUG:  # "Started server process" and the like, once for each server of a role
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     return handler

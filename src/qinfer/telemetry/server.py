@@ -8,6 +8,7 @@ import gzip
 import logging
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 import uvicorn
@@ -32,16 +33,17 @@ _MAX_CONNECTIONS = 32
 def metrics_route(registry: CollectorRegistry, path: str = "/metrics") -> Route:
     """A Starlette route for scrapes: OpenMetrics with exemplars when asked for, else the text format.
 
-    Rendering runs in a thread, one scrape at a time, so that a thousand series do not hold up the event loop
-    that serves requests.
+    Rendering runs in a thread of its own, one scrape at a time, so that a thousand series do not hold up the
+    event loop that serves requests, nor a busy default executor the scrape.
     """
-    one_at_a_time = asyncio.Lock()
+    renderer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
     async def scrape(request: Request) -> Response:
         openmetrics = _OPENMETRICS in request.headers.get("accept", "")
         compress = "gzip" in request.headers.get("accept-encoding", "")
-        async with one_at_a_time:
-            body = await asyncio.to_thread(_render, registry, openmetrics, compress)
+        body = await asyncio.get_running_loop().run_in_executor(
+            renderer, _render, registry, openmetrics, compress
+        )
         # Given as a header: as a media type, Starlette would append a second charset.
         headers = {"content-type": CONTENT_TYPE_OPENMETRICS if openmetrics else CONTENT_TYPE_PLAIN_0_0_4}
         headers["vary"] = "accept, accept-encoding"

@@ -39,7 +39,7 @@ _DISABLED_VARIABLE = "OTEL_SDK_DISABLED"
 def tracing_from_env(
     role: Literal["gateway", "worker"], instance: str = "", environ: Mapping[str, str] = os.environ
 ) -> Tracing | None:
-    """Set tracing up as the standard `OTEL_*` variables say; None, and nothing is imported, when it is off.
+    """Set tracing up as the standard `OTEL_*` variables say; None, with the SDK not imported, when off.
 
     Tracing is on when OTEL_TRACES_EXPORTER or an OTLP endpoint is set, unless OTEL_SDK_DISABLED is true.
 
