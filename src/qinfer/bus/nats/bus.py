@@ -210,6 +210,7 @@ class NatsBus(Bus):
             self._connection.publish(message.reply, await handler(message.data))
 
         await self._connection.client.subscribe(self.names.control(topic), cb=receive)
+        await self._connection.client.flush()  # whoever asks from now on is heard
 
     # Registry
 

@@ -1,0 +1,287 @@
+"""What every bus does. Each implementation runs this suite (see the neighbours)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from qinfer.bus import Bus, QueueSpec
+from qinfer.errors import BusUnavailable, InvalidRequest, NoWorker, PayloadTooLarge, QueueFull
+from tests.helpers.waiting import Mailbox, eventually
+
+SPEC = QueueSpec(storage="memory", ack_wait=30)
+IMPATIENT = QueueSpec(storage="memory", ack_wait=0.2)
+
+
+class BusContract:
+    """Subclasses provide the fixture `make_bus`: a function that makes buses of one namespace."""
+
+    @pytest_asyncio.fixture
+    async def bus(self, make_bus: Callable[[], Bus]) -> AsyncIterator[Bus]:
+        bus = make_bus()
+        await bus.start()
+        yield bus
+        await bus.close()
+
+    @pytest_asyncio.fixture
+    async def other(self, make_bus: Callable[[], Bus]) -> AsyncIterator[Bus]:
+        bus = make_bus()
+        await bus.start()
+        yield bus
+        await bus.close()
+
+    async def test_a_frame_is_delivered_with_its_history(self, bus: Bus) -> None:
+        await bus.declare("m", SPEC)
+        inbox, refused = Mailbox(), Mailbox()
+        consumer = await bus.consume("m", "", inbox)
+        consumer.grant(1)
+        bus.publish("m", "", b"frame", refused)
+        (delivery,) = await inbox.take()
+        assert (delivery.payload, delivery.attempt, delivery.pending) == (b"frame", 1, 0)
+        assert delivery.stored_us > 1_600_000_000_000_000
+        delivery.ack()
+        assert not refused.items
+
+    async def test_nothing_comes_without_credit(self, bus: Bus) -> None:
+        await bus.declare("m", SPEC)
+        inbox = Mailbox()
+        consumer = await bus.consume("m", "", inbox)
+        for number in range(5):
+            bus.publish("m", "", b"%d" % number, Mailbox())
+        consumer.grant(2)
+        first = await inbox.take(2)
+        assert [delivery.payload for delivery in first] == [b"0", b"1"]
+        assert first[0].pending == 4
+        await asyncio.gather(*(bus.ask("nobody", b"", answers=1, timeout=0.05) for _ in range(2)))
+        assert not inbox.items
+        assert consumer.credit == 0
+        consumer.grant(10)
+        rest = await inbox.take(3)
+        assert [delivery.payload for delivery in rest] == [b"2", b"3", b"4"]
+        await eventually(lambda: consumer.credit == 7)
+
+    async def test_credit_granted_before_an_ack_is_used(self, bus: Bus) -> None:
+        await bus.declare("m", SPEC)
+        inbox = Mailbox()
+        consumer = await bus.consume("m", "", inbox)
+        consumer.grant(1)
+        for number in range(3):
+            bus.publish("m", "", b"%d" % number, Mailbox())
+        for number in range(3):
+            (delivery,) = await inbox.take()
+            assert delivery.payload == b"%d" % number
+            consumer.grant(1)
+            delivery.ack()
+
+    async def test_acked_frames_do_not_come_back(self, bus: Bus) -> None:
+        await bus.declare("m", IMPATIENT)
+        inbox = Mailbox()
+        consumer = await bus.consume("m", "", inbox)
+        consumer.grant(100)
+        bus.publish("m", "", b"done", Mailbox())
+        (delivery,) = await inbox.take()
+        delivery.ack()
+        bus.publish("m", "", b"held", Mailbox())
+        (held,) = await inbox.take()
+        (again,) = await inbox.take()  # the held one is overdue by now, the acked one is not
+        assert (again.payload, again.attempt) == (b"held", 2)
+        again.ack()
+
+    async def test_sign_of_life_postpones_redelivery(self, bus: Bus) -> None:
+        await bus.declare("m", IMPATIENT)
+        inbox = Mailbox()
+        consumer = await bus.consume("m", "", inbox)
+        consumer.grant(100)
+        bus.publish("m", "", b"slow", Mailbox())
+        bus.publish("m", "", b"lost", Mailbox())
+        slow, _ = await inbox.take(2)
+        redelivered = 0
+        while redelivered < 3:  # three ack waits of the other frame
+            slow.in_progress()
+            await asyncio.sleep(0)
+            for delivery in inbox.items:
+                assert delivery.payload == b"lost"
+                redelivered += 1
+            inbox.items.clear()
+        slow.ack()
+
+    async def test_nak_gives_a_frame_back_at_once(self, bus: Bus, other: Bus) -> None:
+        await bus.declare("m", SPEC)
+        await other.declare("m", SPEC)
+        mine, theirs = Mailbox(), Mailbox()
+        consumer = await bus.consume("m", "", mine)
+        consumer.grant(1)
+        bus.publish("m", "", b"frame", Mailbox())
+        (delivery,) = await mine.take()
+        await consumer.close()
+        second = await other.consume("m", "", theirs)
+        second.grant(1)
+        delivery.nak()
+        (again,) = await theirs.take()
+        assert (again.payload, again.attempt) == (b"frame", 2)
+        again.ack()
+
+    async def test_term_forgets_a_frame(self, bus: Bus) -> None:
+        await bus.declare("m", IMPATIENT)
+        inbox = Mailbox()
+        consumer = await bus.consume("m", "", inbox)
+        consumer.grant(100)
+        bus.publish("m", "", b"garbage", Mailbox())
+        (delivery,) = await inbox.take()
+        delivery.term()
+        bus.publish("m", "", b"held", Mailbox())
+        await inbox.take()
+        (again,) = await inbox.take()
+        assert again.payload == b"held"
+        again.ack()
+
+    async def test_consumers_share_and_versions_do_not(self, bus: Bus, other: Bus) -> None:
+        await bus.declare("m", SPEC)
+        await other.declare("m", SPEC)
+        mine, theirs, second = Mailbox(), Mailbox(), Mailbox()
+        (await bus.consume("m", "", mine)).grant(2)
+        (await other.consume("m", "", theirs)).grant(2)
+        (await bus.consume("m", "2", second)).grant(1)
+        for number in range(4):
+            bus.publish("m", "", b"%d" % number, Mailbox())
+        bus.publish("m", "2", b"for version 2", Mailbox())
+        frames = [delivery.payload for delivery in await mine.take(2) + await theirs.take(2)]
+        assert sorted(frames) == [b"0", b"1", b"2", b"3"]
+        assert [delivery.payload for delivery in await second.take()] == [b"for version 2"]
+
+    async def test_frames_wait_for_a_consumer(self, bus: Bus, other: Bus) -> None:
+        await bus.declare("m", SPEC)
+        await other.declare("m", SPEC)
+        consumer = await bus.consume("m", "", Mailbox())
+        await consumer.close()
+        await consumer.close()
+        bus.publish("m", "", b"early", Mailbox())
+        inbox = Mailbox()
+        (await other.consume("m", "", inbox)).grant(1)
+        (delivery,) = await inbox.take()
+        assert delivery.payload == b"early"
+
+    async def test_a_full_queue_refuses(self, bus: Bus) -> None:
+        await bus.declare("m", QueueSpec(storage="memory", max_messages=2))
+        refused = Mailbox()
+        for _ in range(3):
+            bus.publish("m", "", b"frame", refused)
+        (error,) = await refused.take()
+        assert isinstance(error, QueueFull)
+        assert error.retry_after
+        # What was taken is delivered, and makes room once it is acked.
+        inbox = Mailbox()
+        (await bus.consume("m", "", inbox)).grant(3)
+        for delivery in await inbox.take(2):
+            delivery.ack()
+        while not inbox.items:  # the broker may see the publish before it has done the acks
+            bus.publish("m", "", b"fits", refused)
+            await eventually(lambda: refused.items or inbox.items, "the broker's verdict")
+            refused.items.clear()
+        assert inbox.items[0].payload == b"fits"
+
+    async def test_a_queue_is_bounded_in_bytes(self, bus: Bus) -> None:
+        await bus.declare("m", QueueSpec(storage="memory", max_bytes=10_000))
+        refused = Mailbox()
+        for _ in range(3):
+            bus.publish("m", "", b"x" * 4500, refused)
+        (error,) = await refused.take()
+        assert isinstance(error, QueueFull)
+
+    async def test_a_model_without_queue_refuses(self, bus: Bus) -> None:
+        refused = Mailbox()
+        bus.publish("unheard of", "", b"frame", refused)
+        (error,) = await refused.take()
+        assert isinstance(error, NoWorker)
+
+    async def test_too_large_a_frame_is_refused_at_once(self, bus: Bus) -> None:
+        await bus.declare("m", SPEC)
+        with pytest.raises(PayloadTooLarge, match=str(bus.max_payload)):
+            bus.publish("m", "", bytes(bus.max_payload + 1), Mailbox())
+        with pytest.raises(PayloadTooLarge, match=str(bus.max_payload)):
+            bus.reply(bus.reply_to, bytes(bus.max_payload + 1))
+
+    async def test_replies_reach_their_sender_only(self, bus: Bus, other: Bus) -> None:
+        mine, theirs = Mailbox(), Mailbox()
+        bus.on_reply(mine)
+        other.on_reply(theirs)
+        other.reply(bus.reply_to, b"to you")
+        other.reply(other.reply_to, b"to me")
+        assert await mine.take() == [b"to you"]
+        assert await theirs.take() == [b"to me"]
+
+    @pytest.mark.parametrize(
+        "subject", ["", "$JS.API.STREAM.DELETE.X", "qinfer.x.infer.m.latest", "_INBOX.a b", "_INBOX.>"]
+    )
+    async def test_replies_go_to_inboxes_only(self, bus: Bus, subject: str) -> None:
+        with pytest.raises(InvalidRequest, match="not an inbox"):
+            bus.reply(subject, b"x")
+
+    async def test_any_name_can_be_a_model(self, bus: Bus) -> None:
+        for name in ("../etc/passwd", "a.b.*.>", "space and ünïcode", "x" * 100):
+            await bus.declare(name, SPEC)
+            inbox = Mailbox()
+            (await bus.consume(name, "", inbox)).grant(1)
+            bus.publish(name, "", name.encode(), Mailbox())
+            (delivery,) = await inbox.take()
+            assert delivery.payload == name.encode()
+            delivery.ack()
+
+    async def test_all_who_listen_answer_a_question(self, bus: Bus, other: Bus) -> None:
+        async def first(question: bytes) -> bytes:
+            return b"first " + question
+
+        async def second(question: bytes) -> bytes:
+            return b"second " + question
+
+        await bus.answer("topic", first)
+        await other.answer("topic", second)
+        answers = await bus.ask("topic", b"?", answers=2, timeout=10)
+        assert sorted(answers) == [b"first ?", b"second ?"]
+
+    async def test_a_question_to_nobody_ends(self, bus: Bus) -> None:
+        assert await bus.ask("silence", b"?", answers=3, timeout=10) == []
+        assert await bus.ask("silence", b"?", answers=0, timeout=10) == []
+
+    async def test_a_watch_sees_what_is_there_and_what_comes(self, bus: Bus, other: Bus) -> None:
+        bucket = bus.names.models_bucket
+        await bus.put(bucket, "m=2E.1", b"one")
+        seen = Mailbox()
+        watcher = await other.watch(bucket, seen)
+        assert ("m=2E.1", b"one") in seen.items
+        seen.items.clear()
+        await bus.put(bucket, "m=2E.1", b"two")
+        assert await seen.take() == [("m=2E.1", b"two")]
+        await bus.delete(bucket, "m=2E.1")
+        assert await seen.take() == [("m=2E.1", None)]
+        await bus.delete(bucket, "never there")
+        await watcher.close()
+        await watcher.close()
+
+    async def test_namespaces_are_apart(self, bus: Bus, make_bus: Callable[..., Bus]) -> None:
+        stranger = make_bus("another")
+        await stranger.start()
+        try:
+            await bus.declare("m", SPEC)
+            await stranger.declare("m", SPEC)
+            inbox = Mailbox()
+            (await stranger.consume("m", "", inbox)).grant(1)
+            bus.publish("m", "", b"ours", Mailbox())
+            stranger.publish("m", "", b"theirs", Mailbox())
+            (delivery,) = await inbox.take()
+            assert delivery.payload == b"theirs"
+        finally:
+            await stranger.close()
+
+    async def test_closing_is_idempotent_and_final(self, make_bus: Callable[[], Bus]) -> None:
+        bus = make_bus()
+        await bus.start()
+        assert bus.connected
+        await bus.close()
+        await bus.close()
+        assert not bus.connected
+        with pytest.raises(BusUnavailable):
+            bus.publish("m", "", b"x", Mailbox())

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qinfer.bus import Bus, QueueSpec, connect
+from qinfer.bus.nats.bus import NatsBus
+from qinfer.bus.nats.consumer import NatsConsumer
+from qinfer.embedded import EmbeddedServer
+from qinfer.errors import BusUnavailable
+from tests.bus.contract import SPEC, BusContract
+from tests.helpers.waiting import Mailbox, eventually
+
+
+class TestNatsBus(BusContract):
+    @pytest.fixture
+    def make_bus(self, namespace: str, nats_url: str) -> Callable[..., Bus]:
+        return lambda suffix="": connect(nats_url, namespace=namespace[:20] + suffix)
+
+    async def test_expired_pulls_are_asked_for_again(self, bus: NatsBus) -> None:
+        await bus.declare("m", SPEC)
+        inbox = Mailbox()
+        await bus.consume("m", "", Mailbox())
+        consumer = NatsConsumer(
+            bus._connection,
+            stream=bus.names.stream("m"),
+            consumer="latest",
+            inbox=bus._connection.client.new_inbox(),
+            handler=inbox,
+            expires=0.2,
+        )
+        await consumer.start()
+        statuses: list[str] = []
+        flush = consumer._flush
+        consumer._flush = lambda: (statuses.append("pulled"), flush())  # type: ignore[method-assign,func-returns-value]
+        consumer.grant(5)
+        await eventually(lambda: len(statuses) >= 3, "two pulls expired")
+        assert consumer.credit == 5
+        bus.publish("m", "", b"frame", Mailbox())
+        await inbox.take()
+        assert consumer.credit == 4
+        await consumer.close()
+
+
+async def test_no_broker_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qinfer.bus.nats.connection.CONNECT_TIMEOUT", 0.1)
+    bus = connect("nats://127.0.0.1:1")
+    with pytest.raises(BusUnavailable, match="no NATS server answers"):
+        await bus.start()
+    await bus.close()
+
+
+async def test_work_goes_on_after_the_broker_was_killed(namespace: str) -> None:
+    async with EmbeddedServer() as server:
+        worker = connect(server.url, namespace=namespace)
+        gateway = connect(server.url, namespace=namespace)
+        await worker.start()
+        await gateway.start()
+        inbox, replies, seen = Mailbox(), Mailbox(), Mailbox()
+        gateway.on_reply(replies)
+        # Memory storage: the queue is gone with the broker and has to be made anew.
+        await worker.declare("m", QueueSpec(storage="memory"))
+        (await worker.consume("m", "", inbox)).grant(4)
+        await gateway.watch(gateway.names.models_bucket, seen)
+        back = Mailbox()
+        worker.on_reconnect(lambda: back("worker"))
+        gateway.on_reconnect(lambda: back("gateway"))
+        server.kill()
+        await back.take(2)
+        while not inbox.items:
+            refused = Mailbox()
+            gateway.publish("m", "", b"after", refused)
+            await eventually(lambda refused=refused: refused.items or inbox.items, "an answer of the broker")
+        (delivery,) = await inbox.take()
+        worker.reply(gateway.reply_to, b"answer to " + delivery.payload)
+        assert await replies.take() == [b"answer to after"]
+        await worker.put(worker.names.models_bucket, "m.1", b"record")
+        await eventually(lambda: ("m.1", b"record") in seen.items)
+        await worker.close()
+        await gateway.close()
