@@ -257,7 +257,7 @@ class BusContract:
         assert await seen.take() == [("m=2E.1", b"two")]
         await bus.delete(bucket, "m=2E.1")
         assert await seen.take() == [("m=2E.1", None)]
-        await bus.delete(bucket, "never there")
+        await bus.delete(bucket, "never.there")
         await watcher.close()
         await watcher.close()
 
