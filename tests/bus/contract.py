@@ -12,8 +12,8 @@ from qinfer.bus import Bus, QueueSpec
 from qinfer.errors import BusUnavailable, InvalidRequest, NoWorker, PayloadTooLarge, QueueFull
 from tests.helpers.waiting import Mailbox, eventually
 
-SPEC = QueueSpec(storage="memory", ack_wait=30)
-IMPATIENT = QueueSpec(storage="memory", ack_wait=0.2)
+SPEC = QueueSpec(storage="memory", ack_wait=30, max_bytes=4 << 20)
+IMPATIENT = QueueSpec(storage="memory", ack_wait=0.2, max_bytes=4 << 20)
 
 
 class BusContract:
@@ -165,7 +165,7 @@ class BusContract:
         assert delivery.payload == b"early"
 
     async def test_a_full_queue_refuses(self, bus: Bus) -> None:
-        await bus.declare("m", QueueSpec(storage="memory", max_messages=2))
+        await bus.declare("m", QueueSpec(storage="memory", max_messages=2, max_bytes=4 << 20))
         refused = Mailbox()
         for _ in range(3):
             bus.publish("m", "", b"frame", refused)

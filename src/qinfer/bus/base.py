@@ -27,14 +27,15 @@ class QueueSpec:
     Attributes:
         ack_wait: after how long without ack or sign of life a frame is delivered again.
         max_messages: frames queued before more are refused with `QueueFull`.
-        max_bytes: bytes queued before more are refused; -1 for no limit.
+        max_bytes: bytes queued before more are refused; -1 for no limit. The broker
+            reserves them.
         storage: "memory" or "file".
         replicas: copies kept by a cluster.
     """
 
     ack_wait: float = 5.0
     max_messages: int = 65536
-    max_bytes: int = 1 << 30
+    max_bytes: int = 256 << 20
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
 

@@ -282,4 +282,4 @@ def _refusal(message: Msg) -> QInferError:
 def _unavailable(error: Exception) -> BusUnavailable:
     if isinstance(error, NotFoundError):
         return BusUnavailable(f"the broker has no such stream or consumer: {error}", retry_after=1.0)
-    return BusUnavailable(f"the broker refused: {error!r}", retry_after=1.0)
+    return BusUnavailable(f"the broker refused: {error}", retry_after=1.0)
