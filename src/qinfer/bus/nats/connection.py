@@ -33,6 +33,7 @@ class Connection:
         self._servers = list(servers)
         self._name = name
         self._reconnect_handlers: list[Callable[[], None]] = []
+        self._started = False
         self.client = Client()
 
     @property
@@ -53,9 +54,9 @@ class Connection:
         while True:
             try:
                 await self._connect()
+                self._started = True
                 return
             except (nats.errors.Error, OSError, TimeoutError) as error:
-                await self.client.close()
                 self.client = Client()
                 if loop.time() > give_up:
                     raise BusUnavailable(f"no NATS server answers: {error!r}", retry_after=1.0) from error
@@ -84,7 +85,9 @@ class Connection:
         self.client.options["max_reconnect_attempts"] = -1
 
     async def close(self) -> None:
-        """Flush what is buffered, then disconnect."""
+        """Flush what is buffered, then disconnect. Idempotent."""
+        if not self._started or self.client.is_closed:
+            return
         if self.client.is_connected:
             try:
                 await self.client.flush(timeout=2)
