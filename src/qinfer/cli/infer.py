@@ -1,0 +1,141 @@
+"""`qinfer infer`: ask a model from a shell."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qinfer.cli.options import CONTEXT, json_option, namespace_option, nats_option, prefers_broker, url_option
+from qinfer.cli.tensors import Wanted, parse_inputs, parse_output, preview, save, to_json
+from qinfer.cli.v2 import Answer, V2Client
+from qinfer.errors import InvalidRequest
+
+_MICROSECONDS = 1_000_000
+_GRACE = 5.0  # the server's own answer to a passed deadline says more than ours
+
+
+@click.command(
+    context_settings=CONTEXT,
+    epilog="""\b
+Examples:
+  qinfer infer mlp --input 'x=[[0.1, 0.2, 0.3, 0.4]]'
+  qinfer infer mlp --input x=@batch.npy --output y=@answers.npy
+  qinfer infer minilm --input input_ids=@ids.json --input attention_mask=@mask.json --json
+  QINFER_NATS=nats://broker:4222 qinfer infer mlp --input x=@x.npy --version 2
+
+A .json file holds the (nested) list of values, or an object with "shape" and "data". The shape is the
+model's, with the batch dimension where the model has one.""",
+)
+@click.argument("model")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An input: NAME=@FILE.npy, NAME=@FILE.json or NAME=JSON. May be repeated.",
+)
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="NAME[=@FILE]",
+    help="An output to ask for (all, when none is named), saved in a .npy or .json file. May be repeated.",
+)
+@click.option("--version", default="", help="The model's version; the newest when left out.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.001, 86400),
+    default=30.0,
+    show_default=True,
+    help="Deadline in seconds.",
+)
+@url_option
+@nats_option(required=False)
+@namespace_option
+@json_option
+def infer(
+    model: str,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    version: str,
+    timeout: float,
+    url: str,
+    nats: str | None,
+    namespace: str,
+    as_json: bool,
+) -> None:
+    """Ask a model and show its answer.
+
+    The request goes through a gateway (--url), or over the broker straight to the workers (--nats).
+    """
+    wanted = [parse_output(output) for output in outputs]
+    started = time.perf_counter()
+    if nats and prefers_broker():
+        from qinfer.cli.direct import infer_over_broker
+
+        answer = infer_over_broker(
+            nats,
+            namespace,
+            model,
+            version,
+            inputs,
+            outputs=[output.name for output in wanted],
+            timeout=timeout,
+        )
+    else:
+        answer = _over_http(url, model, version, inputs, wanted, timeout)
+    seconds = time.perf_counter() - started
+    _save(answer, wanted)
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "model_name": answer.model,
+                    "model_version": answer.version,
+                    "parameters": dict(answer.parameters),
+                    "outputs": [to_json(output) for output in answer.outputs],
+                }
+            )
+        )
+    else:
+        _show(answer, seconds)
+
+
+def _over_http(
+    url: str, model: str, version: str, inputs: Sequence[str], wanted: Sequence[Wanted], timeout: float
+) -> Answer:
+    client = V2Client(url, timeout=timeout + _GRACE)
+    tensors = parse_inputs(inputs, client.metadata(model, version).get("inputs", []))
+    return client.infer(
+        model,
+        tensors,
+        version=version,
+        outputs=[output.name for output in wanted],
+        parameters={"timeout": int(timeout * _MICROSECONDS)},
+    )
+
+
+def _save(answer: Answer, wanted: Sequence[Wanted]) -> None:
+    for output in wanted:
+        if output.file is not None:
+            tensor = next((tensor for tensor in answer.outputs if tensor.name == output.name), None)
+            if tensor is None:
+                raise InvalidRequest(f"the answer has no output {output.name!r}")
+            save(tensor, output.file)
+
+
+def _show(answer: Answer, seconds: float) -> None:
+    console = Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("output", "datatype", "shape", "values"):
+        table.add_column(column, overflow="fold")
+    for output in answer.outputs:
+        table.add_row(Text(output.name), output.datatype, str(output.shape), Text(preview(output)))
+    console.print(table)
+    console.print(Text(f"{answer.model} version {answer.version}, {seconds * 1000:.1f} ms", style="dim"))

@@ -1,0 +1,164 @@
+"""`qinfer models`: what is being served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qinfer.bus import connect
+from qinfer.cli.options import CONTEXT, json_option, namespace_option, nats_option, prefers_broker, url_option
+from qinfer.cli.v2 import V2Client
+from qinfer.errors import QInferError
+from qinfer.registry import Directory
+
+_CALL_TIMEOUT = 10.0
+_COLOURS = {"READY": "green", "LOADING": "yellow", "UNLOADING": "yellow", "UNAVAILABLE": "red"}
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one model.
+
+    Attributes:
+        name, version: which one; no version for a model that could not be loaded.
+        backend: backend name; empty when unknown.
+        state: READY, LOADING, UNLOADING or UNAVAILABLE.
+        reason: why it is not ready.
+        workers: live workers that serve it; None when the gateway does not tell.
+    """
+
+    name: str
+    version: str = ""
+    backend: str = ""
+    state: str = "UNKNOWN"
+    reason: str = ""
+    workers: int | None = None
+
+
+@click.command(
+    context_settings=CONTEXT,
+    epilog="""\b
+Examples:
+  qinfer models
+  qinfer models --url http://gpu-1:8000 --json
+  QINFER_NATS=nats://broker:4222 qinfer models --namespace vision""",
+)
+@url_option
+@nats_option(required=False)
+@namespace_option
+@json_option
+def models(url: str, nats: str | None, namespace: str, as_json: bool) -> None:
+    """Show what a gateway (--url) or a fleet (--nats) serves."""
+    rows = asyncio.run(from_broker(nats, namespace)) if nats and prefers_broker() else from_gateway(url)
+    if as_json:
+        click.echo(json.dumps([msgspec.structs.asdict(row) for row in rows], indent=2))
+    else:
+        Console().print(table(rows) if rows else "no models")
+
+
+def from_gateway(url: str) -> list[ModelRow]:
+    """Ask a gateway over HTTP.
+
+    Raises:
+        QInferError: it cannot be reached, or refuses.
+    """
+    client = V2Client(url, timeout=_CALL_TIMEOUT)
+    return sorted((_indexed(client, entry) for entry in client.index()), key=_order)
+
+
+def _indexed(client: V2Client, entry: dict[str, Any]) -> ModelRow:
+    name, version = str(entry.get("name", "")), str(entry.get("version", ""))
+    backend = str(entry.get("backend", ""))
+    if not backend and entry.get("state") == "READY":
+        try:
+            config = client.config(name, version)
+        except QInferError:  # gone since, or a server without the extension
+            config = {}
+        backend = str(config.get("backend") or config.get("platform") or "")
+    return ModelRow(
+        name=name,
+        version=version,
+        backend=backend,
+        state=str(entry.get("state", "UNKNOWN")),
+        reason=str(entry.get("reason", "")),
+        workers=entry["workers"] if isinstance(entry.get("workers"), int) else None,
+    )
+
+
+async def from_broker(nats: str, namespace: str) -> list[ModelRow]:
+    """Read the fleet's registry from the broker.
+
+    Raises:
+        BusUnavailable: the broker does not answer.
+    """
+    bus = connect(nats, namespace=namespace, name="qinfer models")
+    async with asyncio.timeout(2 * _CALL_TIMEOUT):
+        await bus.start()
+        try:
+            directory = Directory(bus)
+            await directory.start()
+            try:
+                return sorted(_registered(directory), key=_order)
+            finally:
+                await directory.close()
+        finally:
+            await bus.close()
+
+
+def _registered(directory: Directory) -> list[ModelRow]:
+    rows = []
+    for name, versions in directory.models.items():
+        for version, record in versions.items():
+            serving = sum(version in worker.models.get(name, ()) for worker in directory.workers)
+            rows.append(
+                ModelRow(
+                    name=name,
+                    version=version,
+                    backend=record.backend,
+                    state="READY" if serving else "UNAVAILABLE",
+                    reason="" if serving else "no live worker serves it",
+                    workers=serving,
+                )
+            )
+    loaded = {row.name for row in rows if row.workers}
+    problems = {name: text for worker in directory.workers for name, text in worker.problems.items()}
+    rows.extend(
+        ModelRow(name=name, state="UNAVAILABLE", reason=text, workers=0)
+        for name, text in problems.items()
+        if name not in loaded
+    )
+    return rows
+
+
+def _order(row: ModelRow) -> tuple[str, int]:
+    return row.name, int(row.version) if row.version.isdigit() else -1
+
+
+def table(rows: list[ModelRow]) -> Table:
+    """The rows for a terminal; columns that no row has anything for are left out."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    workers = any(row.workers is not None for row in rows)
+    reasons = any(row.reason for row in rows)
+    shown.add_column("model", overflow="fold")
+    shown.add_column("version", justify="right")
+    shown.add_column("backend")
+    shown.add_column("state")
+    if workers:
+        shown.add_column("workers", justify="right")
+    if reasons:
+        shown.add_column("reason", overflow="fold")
+    for row in rows:
+        state = Text(row.state.lower(), style=_COLOURS.get(row.state, ""))
+        cells: list[str | Text] = [Text(row.name), row.version, Text(row.backend), state]
+        if workers:
+            cells.append("" if row.workers is None else str(row.workers))
+        if reasons:
+            cells.append(Text(row.reason))
+        shown.add_row(*cells)
+    return shown

@@ -1,0 +1,211 @@
+"""Options that several commands share, and the rules for all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+ENVIRONMENT = "QINFER"
+"""Prefix of the environment variables: `--http-port` is `QINFER_HTTP_PORT` for every command that has it."""
+
+NATS_VARIABLE = f"{ENVIRONMENT}_NATS"
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+# The prefix is the same for all commands and not, as click has it, one with the command's name: what is set
+# for `serve` then reaches the roles it starts.
+CONTEXT: dict[str, Any] = {
+    "auto_envvar_prefix": ENVIRONMENT,
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with units: 65536, 64KiB, 64K, 8MiB, 1G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)\s*([kmg]?)(?:i?b)?", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is no size; expected for instance 1048576, 64KiB or 8MiB", param, ctx)
+        return int(match[1]) * _UNITS[match[2]]
+
+
+class Port(click.IntRange):
+    """A TCP port."""
+
+    name = "port"
+
+    def __init__(self, *, lowest: int = 0) -> None:
+        super().__init__(lowest, 65535)
+
+
+def nats_option(*, required: bool) -> Callable[[_Function], _Function]:
+    """`--nats URL`. Preferably given as QINFER_NATS: a command line can be read by every user of the host."""
+    return click.option(
+        "--nats",
+        metavar="URL",
+        envvar=NATS_VARIABLE,
+        show_envvar=True,
+        required=required,
+        help="The broker, nats://HOST:PORT; several separated by commas. Put credentials into the variable, "
+        "not on the command line.",
+    )
+
+
+namespace_option = click.option(
+    "--namespace",
+    default="default",
+    show_default=True,
+    help="Fleets that share a broker are told apart by their namespaces.",
+)
+
+url_option = click.option(
+    "--url",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The gateway's HTTP address.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def prefers_broker() -> bool:
+    """Whether a client command that has both goes to the broker and not to a gateway.
+
+    A --url on the command line beats a broker from the environment.
+    """
+    source = click.get_current_context().get_parameter_source
+    typed = click.core.ParameterSource.COMMANDLINE
+    return source("url") is not typed or source("nats") is typed
+
+
+def _stack(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+    """Several options as one decorator, shown in this order."""
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+logging_options = _stack(
+    click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        help="Lowest level that is logged, on standard error.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="One line of text or of JSON for each record.",
+    ),
+)
+
+gateway_options = _stack(
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+    click.option(
+        "--http-port", type=Port(), default=8000, show_default=True, help="Port for HTTP; 0 for any free one."
+    ),
+    click.option(
+        "--grpc-port",
+        type=Port(lowest=-1),
+        default=8001,
+        show_default=True,
+        help="Port for gRPC; 0 for any free one, -1 for none.",
+    ),
+    click.option(
+        "--max-body",
+        "max_body_bytes",
+        type=Size(),
+        default=64 * 1024 * 1024,
+        show_default="64MiB",
+        help="Largest request body, before and after decompression.",
+    ),
+    click.option(
+        "--request-timeout",
+        type=click.FloatRange(0.001, 86400),
+        default=30.0,
+        show_default=True,
+        help="Deadline in seconds of a request that names none.",
+    ),
+    click.option(
+        "--max-in-flight",
+        type=click.IntRange(1),
+        default=4096,
+        show_default=True,
+        help="Requests a gateway holds at once; more are answered 429.",
+    ),
+    click.option(
+        "--log-requests/--no-log-requests", default=False, help="Log one line a request.", show_default=True
+    ),
+)
+
+worker_options = _stack(
+    click.option(
+        "--ack-wait",
+        type=click.FloatRange(0.1, 86400),
+        default=5.0,
+        show_default=True,
+        help="Seconds without a sign of life after which a worker's requests go to another.",
+    ),
+    click.option(
+        "--storage",
+        type=click.Choice(["memory", "file"]),
+        default="file",
+        show_default=True,
+        help="Where the broker keeps queued requests.",
+    ),
+    click.option(
+        "--replicas",
+        type=click.IntRange(1, 5),
+        default=1,
+        show_default=True,
+        help="Copies of the queues a NATS cluster keeps.",
+    ),
+    click.option(
+        "--max-queue-messages",
+        type=click.IntRange(1),
+        default=65536,
+        show_default=True,
+        help="Messages the broker queues for a model before more are answered 429.",
+    ),
+)
+
+drain_option = click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0, 86400),
+    default=30.0,
+    show_default=True,
+    help="Seconds that work in hand may take to finish when the process is stopped.",
+)
+
+metrics_options = _stack(
+    click.option(
+        "--metrics-host", default="127.0.0.1", show_default=True, help="Address /metrics listens on."
+    ),
+    click.option(
+        "--metrics-port",
+        type=Port(lowest=-1),
+        default=-1,
+        show_default=True,
+        help="Port of /metrics; 0 for any free one, -1 for none.",
+    ),
+)

@@ -1,0 +1,61 @@
+"""What `qinfer serve` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qinfer.embedded.server import DEFAULT_MAX_PAYLOAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Options of a supervisor and, through it, of the processes it runs; times in seconds, sizes in bytes.
+
+    Attributes:
+        repositories: model repositories.
+        models: names of the models to load; empty for all.
+        nats: the broker; None to run one here.
+        namespace: several fleets can share one broker, each in its namespace.
+        host: address the gateways listen on.
+        http_port, grpc_port: 0 for any free port; gRPC -1 for none.
+        metrics_port: where the supervisor serves its children's metrics, added up, on loopback; -1 for none.
+        gateways, workers: how many processes of each.
+        store_dir: where the embedded broker keeps its data; None for a temporary folder.
+        storage: where the broker keeps queued requests.
+        replicas: copies of the queues a NATS cluster keeps.
+        max_payload: largest message of the embedded broker.
+        max_body_bytes, request_timeout, max_in_flight, log_requests: as for the gateway.
+        ack_wait, max_queue_messages: as for the worker.
+        drain_timeout: how long each role may take to finish its work at shutdown.
+        startup_timeout: how long until the models must be ready.
+        insecure: allow an address that other hosts can reach.
+        log_level, log_format: as for every process.
+    """
+
+    repositories: tuple[Path, ...]
+    models: tuple[str, ...] = ()
+    nats: str | None = None
+    namespace: str = "default"
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    gateways: int = 1
+    workers: int = 1
+    store_dir: Path | None = None
+    storage: Literal["memory", "file"] = "file"
+    replicas: int = 1
+    max_payload: int = DEFAULT_MAX_PAYLOAD
+    max_body_bytes: int = 64 * 1024 * 1024
+    request_timeout: float = 30.0
+    max_in_flight: int = 4096
+    ack_wait: float = 5.0
+    max_queue_messages: int = 65536
+    drain_timeout: float = 30.0
+    startup_timeout: float = 300.0
+    log_requests: bool = False
+    insecure: bool = False
+    log_level: str = "info"
+    log_format: Literal["text", "json"] = "text"

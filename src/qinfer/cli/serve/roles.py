@@ -1,0 +1,64 @@
+"""How the supervisor starts a role: command lines and environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from qinfer.cli.options import NATS_VARIABLE
+from qinfer.cli.serve.options import ServeOptions
+
+# -P: what lies in the working directory must not shadow modules of the same name.
+PROGRAM = (sys.executable, "-P", "-m", "qinfer")
+
+
+def gateway(
+    program: Sequence[str], options: ServeOptions, *, http_port: int, grpc_port: int, metrics_port: int
+) -> list[str]:
+    """Command line of a gateway."""
+    return [
+        *program,
+        "gateway",
+        f"--host={options.host}",
+        f"--http-port={http_port}",
+        f"--grpc-port={grpc_port}",
+        f"--metrics-port={metrics_port}",
+        f"--max-body={options.max_body_bytes}",
+        f"--request-timeout={options.request_timeout}",
+        f"--max-in-flight={options.max_in_flight}",
+        "--reuse-port",
+        "--log-requests" if options.log_requests else "--no-log-requests",
+        *_common(options),
+    ]
+
+
+def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) -> list[str]:
+    """Command line of a worker."""
+    return [
+        *program,
+        "worker",
+        *(f"--model={name}" for name in options.models),
+        f"--metrics-port={metrics_port}",
+        f"--ack-wait={options.ack_wait}",
+        f"--storage={options.storage}",
+        f"--replicas={options.replicas}",
+        f"--max-queue-messages={options.max_queue_messages}",
+        *_common(options),
+        "--",
+        *(str(path) for path in options.repositories),
+    ]
+
+
+def environment(nats: str) -> dict[str, str]:
+    """The children's environment. The broker's URL, which may hold a password, travels in it."""
+    return {**os.environ, NATS_VARIABLE: nats}
+
+
+def _common(options: ServeOptions) -> list[str]:
+    return [
+        f"--namespace={options.namespace}",
+        f"--drain-timeout={options.drain_timeout}",
+        f"--log-level={options.log_level}",
+        f"--log-format={options.log_format}",
+    ]

@@ -1,0 +1,213 @@
+"""A client for the Open Inference Protocol over HTTP that needs only the standard library.
+
+It asks for tensors in binary form (the protocol's binary tensor data extension) and understands both forms.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+
+from qinfer.datatypes import datatype
+from qinfer.errors import (
+    BY_REASON,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    QInferError,
+    Unavailable,
+    from_reason,
+)
+from qinfer.message import Tensor
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A model's answer.
+
+    Attributes:
+        model, version: what answered.
+        outputs: the output tensors.
+        parameters: what the model returned beside them.
+    """
+
+    model: str
+    version: str
+    outputs: Sequence[Tensor]
+    parameters: Mapping[str, Any]
+
+
+class V2Client:
+    """Talks to one server; every call opens a connection of its own.
+
+    Args:
+        url: "http://HOST:PORT", or https.
+        timeout: seconds each call may take at each step on the network.
+
+    Raises:
+        InvalidRequest: the URL is none.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+        try:
+            self._port = parts.port
+        except ValueError:
+            self._port = None
+            parts = parts._replace(netloc="")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InvalidRequest(f"URL {url!r}: expected http://HOST:PORT")
+        self._url = url
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname
+        self._prefix = parts.path.rstrip("/")
+        self._timeout = timeout
+
+    def is_ready(self) -> bool:
+        """Whether the server says that all its models are ready."""
+        return self._call("GET", "/v2/health/ready", check=False)[0] == HTTPStatus.OK
+
+    def index(self) -> list[dict[str, Any]]:
+        """The models: name, version, state and reason of each version."""
+        return list(self._json("POST", "/v2/repository/index", b"{}"))
+
+    def metadata(self, model: str, version: str = "") -> dict[str, Any]:
+        """A model's signature."""
+        return dict(self._json("GET", _path(model, version)))
+
+    def config(self, model: str, version: str = "") -> dict[str, Any]:
+        """A model's configuration."""
+        return dict(self._json("GET", f"{_path(model, version)}/config"))
+
+    def infer(
+        self,
+        model: str,
+        inputs: Sequence[Tensor],
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Run a model once.
+
+        Raises:
+            QInferError: what the server answered, as the class of its reason where it names one.
+        """
+        body: dict[str, Any] = {
+            "inputs": [
+                {
+                    "name": tensor.name,
+                    "datatype": tensor.datatype,
+                    "shape": tensor.shape,
+                    "parameters": {"binary_data_size": len(tensor.data)},
+                }
+                for tensor in inputs
+            ],
+            "parameters": {**(parameters or {}), "binary_data_output": True},
+        }
+        if outputs:
+            body["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+        header = json.dumps(body).encode()
+        _, headers, raw = self._call(
+            "POST",
+            f"{_path(model, version)}/infer",
+            header + b"".join(tensor.data for tensor in inputs),
+            {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))},
+        )
+        return _read_answer(raw, headers.get(_HEADER_LENGTH))
+
+    def _json(self, verb: str, path: str, body: bytes | None = None) -> Any:
+        return _parse(self._call(verb, path, body)[2])
+
+    def _call(
+        self,
+        verb: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        check: bool = True,
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        make = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = make(self._host, self._port, timeout=self._timeout)
+        try:
+            connection.request(verb, self._prefix + path, body, dict(headers or {}))
+            response = connection.getresponse()
+            raw = response.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self._url} did not answer within {self._timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"no server answers at {self._url}: {error or type(error).__name__}") from None
+        finally:
+            connection.close()
+        if check and response.status >= HTTPStatus.BAD_REQUEST:
+            raise _error(response.status, response.headers, raw)
+        return response.status, response.headers, raw
+
+
+def _path(model: str, version: str) -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise InternalError(f"the server's answer is not JSON: {error}") from None
+
+
+def _error(status: int, headers: http.client.HTTPMessage, raw: bytes) -> QInferError:
+    """Rebuild an error; from other servers than qinfer only the status tells the class."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    fields = body if isinstance(body, dict) else {}
+    message = str(
+        fields.get("error") or raw.decode(errors="replace").strip()[:500] or f"HTTP status {status}"
+    )
+    after = headers.get("Retry-After", "")
+    retry_after = float(after) if after.isdigit() else None
+    reason = fields.get("reason")
+    if reason in BY_REASON:
+        return from_reason(reason, message, retry_after)
+    kind = next((kind for kind in BY_REASON.values() if kind.http_status == status), InternalError)
+    return kind(message, retry_after=retry_after)
+
+
+def _read_answer(raw: bytes, header_length: str | None) -> Answer:
+    end = int(header_length) if header_length is not None and header_length.isdigit() else len(raw)
+    body = _parse(raw[:end])
+    try:
+        outputs = []
+        for output in body.get("outputs", ()):
+            kind, shape = datatype(output["datatype"]), [int(size) for size in output["shape"]]
+            size = output.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                array = np.empty(shape, dtype=object) if kind.itemsize == 0 else None
+                if array is not None:
+                    array.reshape(-1)[:] = np.asarray(output["data"], dtype=object).reshape(-1)
+                else:
+                    array = np.asarray(output["data"], dtype=kind.dtype).reshape(shape)
+                outputs.append(Tensor.from_numpy(output["name"], array, kind.name))
+            else:
+                outputs.append(Tensor(output["name"], kind.name, shape, memoryview(raw)[end : end + size]))
+                end += size
+        return Answer(
+            model=str(body.get("model_name", "")),
+            version=str(body.get("model_version", "")),
+            outputs=outputs,
+            parameters=body.get("parameters", {}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InternalError(f"the server's answer is no inference response: {error!r}") from None

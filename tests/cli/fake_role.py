@@ -1,0 +1,81 @@
+"""Stands in for the `qinfer` command at the seam of the supervisor: a gateway or worker without a model.
+
+It takes the real command lines, listens where a role listens, and writes what happens to it into a journal.
+The environment tells it how to misbehave: FAKE_WORKER_EXIT (status to exit with at once), FAKE_DRAIN (seconds
+a SIGTERM takes), FAKE_STATES (JSON: model to state).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, start_http_server
+
+
+def note(line: str) -> None:
+    with Path(os.environ["FAKE_JOURNAL"]).open("a") as journal:
+        journal.write(f"{line}\n")
+
+
+def option(name: str) -> int:
+    return next(int(given.partition("=")[2]) for given in sys.argv if given.startswith(f"{name}="))
+
+
+class Front(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        states = json.loads(os.environ["FAKE_STATES"])
+        ready = all(state == "READY" for state in states.values())
+        self._answer(200 if ready else 400, {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        states = json.loads(os.environ["FAKE_STATES"])
+        self._answer(200, [{"name": name, "version": "1", "state": state} for name, state in states.items()])
+
+    def _answer(self, status: int, body: Any) -> None:
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class SharedPort(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+
+def main() -> None:
+    role = sys.argv[1]
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    if role == "worker" and "FAKE_WORKER_EXIT" in os.environ:
+        raise SystemExit(int(os.environ["FAKE_WORKER_EXIT"]))
+    if option("--metrics-port") > 0:
+        registry = CollectorRegistry()
+        Counter("fake_work", "Work done", ["role"], registry=registry).labels(role).inc(3)
+        start_http_server(option("--metrics-port"), "127.0.0.1", registry)
+    front = SharedPort(("127.0.0.1", option("--http-port")), Front) if role == "gateway" else None
+    if front is not None:
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+    note(f"start {role} {os.getpid()}")
+    stopped.wait()
+    threading.Event().wait(float(os.environ.get("FAKE_DRAIN", "0")))
+    note(f"stop {role} {os.getpid()}")
+
+
+main()
