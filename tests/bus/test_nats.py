@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -66,7 +68,8 @@ async def test_work_goes_on_after_the_broker_was_killed(namespace: str) -> None:
         back = Mailbox()
         worker.on_reconnect(lambda: back("worker"))
         gateway.on_reconnect(lambda: back("gateway"))
-        server.kill()
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
         await back.take(2)
         while not inbox.items:
             refused = Mailbox()

@@ -52,7 +52,7 @@ class Histogram:
         self.bounds = tuple(bounds)
         self.unit = unit
         # Rounded, so that a value equal to a bound is counted in its bucket whatever the division's last bit.
-        self._edges = [round(bound / unit, 3) for bound in bounds]
+        self._edges = [bound if unit == 1.0 else round(bound / unit, 3) for bound in bounds]
         self.counts = [0] * (len(bounds) + 1)
         self._sum: float = 0
         self.exemplars: dict[int, Exemplar] = {}
