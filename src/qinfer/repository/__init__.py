@@ -4,9 +4,14 @@ from qinfer.repository.config import (
     DynamicBatching,
     InstanceGroup,
     ModelConfig,
+    QueuePolicy,
     TensorSpec,
     VersionPolicy,
+    complete,
+    from_message,
+    to_message,
 )
+from qinfer.repository.metadata import ModelMetadata, TensorMetadata, config_json, model_metadata
 from qinfer.repository.scan import ModelEntry, Problem, Repository
 
 __all__ = [
@@ -14,8 +19,16 @@ __all__ = [
     "InstanceGroup",
     "ModelConfig",
     "ModelEntry",
+    "ModelMetadata",
     "Problem",
+    "QueuePolicy",
     "Repository",
+    "TensorMetadata",
     "TensorSpec",
     "VersionPolicy",
+    "complete",
+    "config_json",
+    "from_message",
+    "model_metadata",
+    "to_message",
 ]
