@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from loadtest import clients, environment, report, side_by_side
+from loadtest import clients, environment, processes, report, side_by_side
 from loadtest.cpu_table import cpu_table
 from loadtest.measure import Load, measure
 from loadtest.peers import PEERS
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _CACHE = environment.ROOT / ".cache" / "loadtest"
 _RESULTS = environment.ROOT / "loadtest" / "results"
 
+_COUNT = click.IntRange(min=1)
+_SECONDS = click.FloatRange(0, 600)
 _console = Console(stderr=True, highlight=False)
 
 _only = click.option("--only", type=click.Choice(list(PEERS)), help="Measure one server only.")
@@ -73,18 +75,20 @@ def prepare(only: str | None) -> None:
 @main.command()
 @_only
 @_keep
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--duration", type=float, default=5.0, show_default=True, help="Seconds a measurement.")
+@click.option("--repeats", type=_COUNT, default=5, show_default=True)
+@click.option(
+    "--duration", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="Seconds a measurement."
+)
 @click.option(
     "--connections", type=_Counts(), default="1,32,128", show_default=True, help="wrk's, each in turn."
 )
 @click.option("--grpc/--no-grpc", default=True, show_default=True, help="Also perf_analyzer over gRPC.")
 @click.option("--http-binary", is_flag=True, help="Also perf_analyzer over HTTP with binary tensors.")
 @click.option(
-    "--perf-connections", type=int, default=32, show_default=True, help="perf_analyzer's concurrency."
+    "--perf-connections", type=_COUNT, default=32, show_default=True, help="perf_analyzer's concurrency."
 )
 @click.option(
-    "--quick", is_flag=True, help="One short repeat, no warm-up to speak of: only to see that it works."
+    "--quick", is_flag=True, help="One repeat of a second without warm-up: shows that it works, not more."
 )
 @click.option("--results", type=click.Path(path_type=Path), help="Folder for the report.")
 def bench(
@@ -136,10 +140,12 @@ def rewrite(results: Path) -> None:
 @main.command()
 @_only
 @_keep
-@click.option("--connections", type=int, default=128, show_default=True)
-@click.option("--duration", type=float, default=5.0, show_default=True, help="Seconds measured.")
-@click.option("--warmup", type=float, default=1.0, show_default=True, help="Seconds of load before.")
-@click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--connections", type=_COUNT, default=128, show_default=True)
+@click.option(
+    "--duration", type=click.FloatRange(1, 600), default=5.0, show_default=True, help="Seconds measured."
+)
+@click.option("--warmup", type=_SECONDS, default=1.0, show_default=True, help="Seconds of load before.")
+@click.option("--repeats", type=_COUNT, default=1, show_default=True)
 @click.option("--wire", type=click.Choice(["http-json", "http-binary", "grpc"]), default="http-json")
 @click.option("--threads", is_flag=True, help="Also each thread that took a percent or more.")
 def cpu(
@@ -171,6 +177,7 @@ def _chosen(only: str | None) -> list[str]:
 
 
 def _prepare(names: list[str], *, perf_analyzer: bool) -> None:
+    processes.require()
     clients.require_wrk()
     if perf_analyzer:
         clients.prepare_perf_analyzer(_CACHE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -190,7 +191,7 @@ def _run(command: list[str], seconds: float, more: dict[str, str] | None = None)
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", **(more or {})},
+            env={**os.environ, **(more or {})},
             timeout=seconds * 4 + _GRACE_SECONDS,
             check=False,
         )

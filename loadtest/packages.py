@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def check_libraries(binary: Path, folders: list[Path], hints: dict[str, str]) ->
     search = ":".join(str(folder) for folder in folders)
     done = subprocess.run(
         ["ldd", str(binary)],
-        env={"LD_LIBRARY_PATH": search, "PATH": "/usr/bin:/bin"},
+        env={**os.environ, "LD_LIBRARY_PATH": search},
         capture_output=True,
         text=True,
         timeout=30,

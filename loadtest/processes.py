@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from qinfer.errors import Unavailable
+from qinfer.errors import SetupError, Unavailable
 
 _PROC = Path("/proc")
 _TICK_US = 1_000_000 / os.sysconf("SC_CLK_TCK")
@@ -60,6 +60,12 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 Snapshot: TypeAlias = dict[int, Process]
 """The processes of a tree, by process id."""
+
+
+def require() -> None:
+    """Raises SetupError where processes cannot be watched."""
+    if not (_PROC / "self" / "stat").exists():
+        raise SetupError("the load tests need Linux: they read CPU time and memory of processes from /proc")
 
 
 def snapshot(root: int, role_of: RoleOf) -> Snapshot:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,34 +49,26 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
-        with ExitStack() as stack:
-            log = stack.enter_context(self.log.open("wb"))
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command.arguments,
                 env={**os.environ, **self.command.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C is for this program, which stops the servers itself
             )
-            stack.push(self)
+        try:
             self._wait_until_ready()
-            stack.pop_all()
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            for pid in reversed(processes.tree_pids(process.pid)):
-                os.kill(pid, signal.SIGKILL)
-            process.wait(_STOP_SECONDS)
+        self._stop()
 
     @property
     def pid(self) -> int:
@@ -121,6 +113,19 @@ class Server:
         path = self.folder / "requests.txt"
         path.write_bytes(b"\n".join(bodies) + b"\n")
         return path
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in reversed(processes.tree_pids(process.pid)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait(_STOP_SECONDS)
 
     def _ask(self, body: bytes) -> Floats:
         try:

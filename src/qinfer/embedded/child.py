@@ -15,7 +15,7 @@ from qinfer.embedded.backoff import Backoff
 from qinfer.embedded.guard import guarded
 from qinfer.errors import SetupError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _KILL_TIMEOUT = 10.0
 
@@ -123,7 +123,7 @@ class Child:
         try:
             await asyncio.wait_for(asyncio.shield(self._supervision), timeout)
         except TimeoutError:
-            log.warning("%s did not stop within %.0f s and is killed", self.name, timeout)
+            logger.warning("%s did not stop within %.0f s and is killed", self.name, timeout)
             self.kill()
             await asyncio.wait_for(asyncio.shield(self._supervision), _KILL_TIMEOUT)
 
@@ -200,7 +200,7 @@ class Child:
                 return
             self._last_status = status
             self._died.set()
-            log.error("%s (pid %d) %s", self.name, self._process.pid, describe(status))
+            logger.error("%s (pid %d) %s", self.name, self._process.pid, describe(status))
             if not await self._bring_back(loop.time() - started):
                 return
             started = loop.time()
@@ -209,25 +209,25 @@ class Child:
         """Start the process until that works; False when the child is to be stopped instead."""
         while True:
             delay = self._backoff.next(uptime)
-            log.info("starting %s again in %.1f s", self.name, delay)
+            logger.info("starting %s again in %.1f s", self.name, delay)
             if await self._stopped_within(delay):
                 return False
             try:
                 await self._spawn()
             except SetupError as error:
-                log.error("%s did not come back: %s", self.name, error)
+                logger.error("%s did not come back: %s", self.name, error)
                 uptime = 0.0
                 continue
             if not self._stopping.is_set():
                 self.restarts += 1
-                log.warning("%s is back (pid %s)", self.name, self.pid)
+                logger.warning("%s is back (pid %s)", self.name, self.pid)
                 if self._on_restart is not None:
                     self._on_restart()
             return True
 
     def _report(self, supervision: asyncio.Task[None]) -> None:
         if not supervision.cancelled() and (error := supervision.exception()) is not None:
-            log.critical("%s is no longer supervised", self.name, exc_info=error)
+            logger.critical("%s is no longer supervised", self.name, exc_info=error)
 
     async def _stopped_within(self, delay: float) -> bool:
         try:

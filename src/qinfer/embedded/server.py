@@ -19,7 +19,7 @@ from qinfer.embedded.configuration import HOST, MAX_PAYLOAD_LIMIT, USER, Setting
 from qinfer.embedded.store import Store
 from qinfer.errors import SetupError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_PAYLOAD = 8 * 1024 * 1024
 
@@ -137,7 +137,7 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
-        log.info("broker is ready on %s:%d, its files are in %s", HOST, self.port, store.directory)
+        logger.info("broker is ready on %s:%d, its files are in %s", HOST, self.port, store.directory)
 
     async def stop(self) -> None:
         """Stop the server and remove a temporary store. Idempotent; it can be started again."""

@@ -9,9 +9,14 @@ _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off", "")
 
 
+def where(config: ModelConfig) -> str:
+    """The configuration as messages name it: its file, where it came from one."""
+    return config.source or f"{config.name}/config"
+
+
 def complain(config: ModelConfig, field: str, found: str, expected: str) -> ConfigError:
     """The error for a wrong field of a model's configuration."""
-    return ConfigError(f"{config.name}/config: {field}: {found}; expected {expected}")
+    return ConfigError(f"{where(config)}: {field}: {found}; expected {expected}")
 
 
 def integer(config: ModelConfig, key: str, default: int, *, minimum: int = 0) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from qinfer.errors import ConfigError
 from qinfer.repository import ModelConfig, TensorSpec
 from qinfer.repository.config import complete
+from qinfer_workers.backends.parameters import where
 
 DEFAULT_MAX_BATCH_SIZE = 4
 """Given to models that can batch and whose configuration does not say how far; the same as Triton's."""
@@ -54,7 +55,7 @@ def fit(config: ModelConfig, file: FileSignature) -> ModelConfig:
     """Complete the configuration from the file's signature.
 
     The batch dimension: a model can batch when the first dimension of all its inputs and outputs is
-    variable. A configuration that gives no tensors and no `max_batch_size` then gets
+    variable. A configuration that gives neither tensors nor `max_batch_size`, 0 included, then gets
     `DEFAULT_MAX_BATCH_SIZE`. One that gives tensors decides by their rank: dims as long as the file's
     shapes have no batch dimension.
 
@@ -85,13 +86,14 @@ def _max_batch_size(config: ModelConfig, file: FileSignature) -> int:
     if config.max_batch_size > 0:
         if fixed is not None:
             raise ConfigError(
-                f"{config.name}/config: max_batch_size: found {config.max_batch_size}; expected 0, because"
+                f"{where(config)}: max_batch_size: found {config.max_batch_size}; expected 0, because"
                 f" tensor {fixed.name!r} of {file.path} has shape {_text(fixed.shape)}: its first dimension"
                 " is"
                 " not variable, so requests cannot share a batch"
             )
         return config.max_batch_size
-    if fixed is not None or config.inputs or config.outputs or not tensors:
+    given = config.max_batch_size_given or config.inputs or config.outputs
+    if fixed is not None or given or not tensors:
         return 0
     # A shape the file does not tell may be a batch's, but nothing says so: never batch on a guess.
     return DEFAULT_MAX_BATCH_SIZE if all(tensor.shape for tensor in tensors) else 0
@@ -117,20 +119,20 @@ def _fit_group(
         if tensor is None:
             names = ", ".join(repr(tensor.name) for tensor in tensors)
             raise ConfigError(
-                f"{config.name}/config: {role}: found tensor {spec.name!r}; expected one of those of"
+                f"{where(config)}: {role}: found tensor {spec.name!r}; expected one of those of"
                 f" {path}: {names}"
             )
         fitted.append(_fit_tensor(config, role, spec, tensor, rows, path))
     if complete_list and by_name:
         missing = ", ".join(repr(name) for name in by_name)
-        raise ConfigError(f"{config.name}/config: {role}: missing {missing}; expected all {role}s of {path}")
+        raise ConfigError(f"{where(config)}: {role}: missing {missing}; expected all {role}s of {path}")
     return fitted
 
 
 def _new(config: ModelConfig, role: str, tensor: FileTensor, rows: int, path: str) -> TensorSpec:
     if not tensor.datatype or tensor.shape is None:
         raise ConfigError(
-            f"{config.name}/config: {role}: {tensor.name!r} is missing; expected its data_type and dims,"
+            f"{where(config)}: {role}: {tensor.name!r} is missing; expected its data_type and dims,"
             f" because {path} does not tell them"
         )
     return TensorSpec(name=tensor.name, datatype=tensor.datatype, dims=tensor.shape[1 if rows else 0 :])
@@ -139,7 +141,7 @@ def _new(config: ModelConfig, role: str, tensor: FileTensor, rows: int, path: st
 def _fit_tensor(
     config: ModelConfig, role: str, spec: TensorSpec, tensor: FileTensor, rows: int, path: str
 ) -> TensorSpec:
-    where = f"{config.name}/config: {role} {spec.name!r}"
+    where = f"{where(config)}: {role} {spec.name!r}"
     if tensor.datatype and spec.datatype != tensor.datatype:
         if spec.datatype not in ("", "INVALID"):
             raise ConfigError(

@@ -62,7 +62,7 @@ def _ports() -> Finding:
             check="ports",
             status=Status.WARN,
             detail=f"in use on {LOOPBACK}: {', '.join(taken)}",
-            advice="stop what listens there, or choose others with --http-port, --grpc-port and --metrics-port",
+            advice="stop what listens there, or choose others (--http-port, --grpc-port, --metrics-port)",
         )
     return Finding(check="ports", status=Status.OK, detail=f"{', '.join(map(str, wanted))} are free")
 

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 from qinfer.errors import BackendUnavailable, ConfigError
 from qinfer.repository import ModelConfig
-from qinfer_workers.backends.base import InstanceSpec
+from qinfer_workers.backends.base import Instance, InstanceSpec
 from qinfer_workers.backends.files import model_file, short_name
-from qinfer_workers.backends.onnxruntime.instance import OnnxRuntimeInstance, make_instance
+from qinfer_workers.backends.onnxruntime.instance import make_instance
 from qinfer_workers.backends.onnxruntime.options import CPU_PROVIDER, providers, run_options, session_options
 from qinfer_workers.backends.onnxruntime.signature import read_signature
+from qinfer_workers.backends.reshape import reshaping
 from qinfer_workers.backends.signature import fit
 
 
@@ -38,7 +39,7 @@ class OnnxRuntimeBackend:
         session = _open(ort, path, name, options, [(CPU_PROVIDER, {})])
         return fit(config, read_signature(session, name))
 
-    def load(self, spec: InstanceSpec) -> OnnxRuntimeInstance:
+    def load(self, spec: InstanceSpec) -> Instance:
         """See `Backend.load`."""
         ort = _library()
         path = model_file(spec.config, spec.directory, spec.version, self.filename)
@@ -54,7 +55,7 @@ class OnnxRuntimeBackend:
                 " logged which of its libraries is missing. expected the CUDA and cuDNN that"
                 " onnxruntime-gpu names"
             )
-        return make_instance(ort, session, spec, run_options(ort, spec))
+        return reshaping(spec.config, make_instance(ort, session, spec, run_options(ort, spec)))
 
 
 def _library() -> Any:

@@ -14,14 +14,15 @@ from qinfer.errors import ConfigError, QInferError, Unsupported
 from qinfer.proto import ModelConfig as ModelConfigMessage
 from qinfer.repository import DynamicBatching, ModelConfig, TensorSpec
 from qinfer.repository.config import complete
-from qinfer_workers.backends.base import InstanceSpec
+from qinfer_workers.backends.base import Instance, InstanceSpec
 from qinfer_workers.backends.files import model_file, short_name
-from qinfer_workers.backends.parameters import boolean, complain
+from qinfer_workers.backends.parameters import boolean, complain, where
 from qinfer_workers.backends.python import triton
 from qinfer_workers.backends.python.arguments import config_tree, initialize_arguments
 from qinfer_workers.backends.python.failures import describe
 from qinfer_workers.backends.python.instance import PythonInstance
 from qinfer_workers.backends.python.scope import Scope
+from qinfer_workers.backends.reshape import reshaping
 
 CLASS = "TritonPythonModel"
 
@@ -60,7 +61,7 @@ class PythonBackend:
         finally:
             scope.close()
 
-    def load(self, spec: InstanceSpec) -> PythonInstance:
+    def load(self, spec: InstanceSpec) -> Instance:
         """See `Backend.load`.
 
         Raises:
@@ -69,13 +70,13 @@ class PythonBackend:
         config = spec.config
         if config.decoupled:
             raise Unsupported(
-                f"{config.name}/config: model_transaction_policy.decoupled: found true; expected false:"
+                f"{where(config)}: model_transaction_policy.decoupled: found true; expected false:"
                 " Python"
                 " models that send any number of responses are not supported yet"
             )
         if config.parameters.get("EXECUTION_ENV_PATH"):
             raise Unsupported(
-                f"{config.name}/config: parameters.EXECUTION_ENV_PATH: found"
+                f"{where(config)}: parameters.EXECUTION_ENV_PATH: found"
                 f" {config.parameters['EXECUTION_ENV_PATH']!r}; expected none: install what the model"
                 " imports in"
                 " the worker's environment"
@@ -89,7 +90,7 @@ class PythonBackend:
         except BaseException:
             scope.close()
             raise
-        return PythonInstance(model, scope, spec, path, read_only=read_only)
+        return reshaping(config, PythonInstance(model, scope, spec, path, read_only=read_only))
 
 
 def _model_class(scope: Scope, path: Path, name: str) -> Any:

@@ -125,7 +125,9 @@ class Scope:
         level: int = 0,
     ) -> ModuleType:
         top = name.partition(".")[0]
-        if level or not self.is_local(top):
+        # A list instead of a tuple comes from C code, such as pickle's, which then looks into `sys.modules`
+        # under the bare name: that is for the stand-in.
+        if level or isinstance(fromlist, list) or not self.is_local(top):
             return builtins.__import__(name, globals, locals, fromlist, level)
         module = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist, 0)
         return module if fromlist else sys.modules[f"{self.package}.{top}"]

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from qinfer.errors import BackendUnavailable, ConfigError
 from qinfer.repository import ModelConfig
-from qinfer_workers.backends.base import InstanceSpec
+from qinfer_workers.backends.base import Instance, InstanceSpec
 from qinfer_workers.backends.files import model_file, short_name
+from qinfer_workers.backends.reshape import reshaping
 from qinfer_workers.backends.signature import fit
 from qinfer_workers.backends.torch.instance import TorchInstance
 from qinfer_workers.backends.torch.options import Options, apply_process_settings
@@ -40,7 +41,7 @@ class TorchBackend:
         name = short_name(config, version, path)
         return fit(config, read_signature(torch, _open_export(torch, path, name), name))
 
-    def load(self, spec: InstanceSpec) -> TorchInstance:
+    def load(self, spec: InstanceSpec) -> Instance:
         """See `Backend.load`."""
         torch = _library()
         options = Options.of(spec.config)
@@ -53,7 +54,7 @@ class TorchBackend:
             program = ExportedModule(torch, _open_export(torch, path, name), device, name)
         else:
             program = ScriptModule(_open_script(torch, path, name, device))
-        return TorchInstance(torch, program, spec, options, device)
+        return reshaping(spec.config, TorchInstance(torch, program, spec, options, device))
 
 
 def _library() -> Any:

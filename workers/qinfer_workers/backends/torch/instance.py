@@ -8,7 +8,7 @@ from typing import Any
 
 from qinfer.errors import ModelFailed, Unsupported
 from qinfer_workers.backends.base import Batch, InstanceSpec, Outputs
-from qinfer_workers.backends.parameters import complain
+from qinfer_workers.backends.parameters import complain, where
 from qinfer_workers.backends.torch.options import Options
 from qinfer_workers.backends.torch.program import Program
 from qinfer_workers.backends.torch.signature import datatypes, map_inputs, map_outputs
@@ -126,7 +126,7 @@ def _check_datatypes(spec: InstanceSpec) -> None:
         for tensor in tensors:
             if tensor.datatype == "BYTES":
                 raise Unsupported(
-                    f"{config.name}/config: {role} {tensor.name!r}: data_type: found BYTES; expected a"
+                    f"{where(config)}: {role} {tensor.name!r}: data_type: found BYTES; expected a"
                     " numeric"
                     " type: the torch backend passes tensors only"
                 )

@@ -71,7 +71,7 @@ class ExportedModule:
         if device.type != "cpu":
             program = torch.export.passes.move_to_device_pass(program, device)
         signature = program.graph_signature
-        self.mutates = bool(signature.user_inputs_to_mutate)
+        self.mutates = any(_writes(node) for node in _graph_nodes(program.graph_module))
         positional, keyword = program.call_spec.in_spec.children()
         names = [name for name in signature.user_inputs if isinstance(name, str)]
         if len(names) != positional.num_children + keyword.num_children or len(names) != len(
@@ -94,3 +94,16 @@ class ExportedModule:
             for keyword, name in zip(self._keywords, names[self._positional :], strict=True)
         }
         return self._module(*ordered, **keywords)
+
+
+def _graph_nodes(module: Any) -> Iterator[Any]:
+    """Nodes of a graph and of the graphs of its branches and loops."""
+    for part in module.modules():
+        if hasattr(part, "graph"):
+            yield from part.graph.nodes
+
+
+def _writes(node: Any) -> bool:
+    """Whether the operator writes into any of its arguments; the signature tells only of functional graphs."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
