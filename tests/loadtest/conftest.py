@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-
 from loadtest.mlp import build_mlp
 from loadtest.peers import PEERS
 from loadtest.peers.base import Command, OpenInference, Ports
 from loadtest.server import Server
-
-needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 
 
 class TinyPeer(OpenInference):

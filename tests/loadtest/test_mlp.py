@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-
 from loadtest.mlp import build_mlp, config_pbtxt, example_rows, reference
+
 from qinfer.repository import pbtxt
 
 

@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from loadtest import packages
+
 from qinfer.errors import SetupError
 
 
@@ -21,8 +21,12 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     files = {
         "loadtest_sample.py": b"VALUE = 7\n",
-        "loadtest_sample-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: loadtest-sample\nVersion: 1.0\n",
-        "loadtest_sample-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "loadtest_sample-1.0.dist-info/METADATA": (
+            b"Metadata-Version: 2.1\nName: loadtest-sample\nVersion: 1.0\n"
+        ),
+        "loadtest_sample-1.0.dist-info/WHEEL": (
+            b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     record = "loadtest_sample-1.0.dist-info/RECORD"
     lines = []
@@ -61,7 +65,7 @@ def test_installs_once_and_again_when_the_file_changes(wheels: Path, tmp_path: P
 
 def test_a_package_that_is_not_pinned_is_named(tmp_path: Path) -> None:
     requirements = pin(tmp_path / "requirements.txt", "0" * 64)
-    with pytest.raises(SetupError, match="requirements.txt: other: not pinned"):
+    with pytest.raises(SetupError, match=r"requirements\.txt: other: not pinned"):
         packages.pinned(requirements, "other")
 
 

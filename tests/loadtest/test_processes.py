@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
 from loadtest import processes
+
 from qinfer.errors import Unavailable
 
 _PARENT = textwrap.dedent("""

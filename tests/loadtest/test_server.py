@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-
 from loadtest.mlp import example_rows
 from loadtest.peers import QInfer, Triton
+from loadtest.peers.base import Ports
 from loadtest.server import DISTINCT_REQUESTS, Server
+
 from qinfer.errors import ModelFailed, Unavailable
 
 Tiny = Callable[..., AbstractContextManager[Server]]
@@ -70,8 +71,6 @@ def test_roles_of_triton(command: str, role: str) -> None:
 
 
 def test_triton_gets_the_same_model_and_configuration(tmp_path: Path) -> None:
-    from loadtest.peers.base import Ports
-
     ports = Ports(http=1, grpc=2, metrics=3)
     for peer in (QInfer(), Triton()):
         peer.command(tmp_path / "cache", tmp_path / peer.name, ports)

@@ -26,12 +26,12 @@ class Handler(BaseHTTPRequestHandler):
     count = 0
     lock = threading.Lock()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         count = Handler.count
         stats = {"name": "mlp", "version": "1", "inference_count": count, "execution_count": count}
         self._answer(200, {"model_stats": [stats]})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.fault == "refuse":
             self._answer(429, {"error": "full"})
@@ -56,6 +56,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class Server(ThreadingHTTPServer):
+    """Takes more connections at once than the standard library's five."""
+
+    request_queue_size = 128
+
+
 def main(port: str, model: str, fault: str = "") -> None:
     if fault == "exit":
         sys.exit("no such device")
@@ -63,7 +69,7 @@ def main(port: str, model: str, fault: str = "") -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     Handler.session = onnxruntime.InferenceSession(model, options)
-    ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+    Server(("127.0.0.1", int(port)), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from qinfer.bus import Delivery
 from qinfer.datatypes import DATATYPES, Array
 from qinfer.message import Request, RequestFrame, Response
 from qinfer.signature import Plan
+from qinfer.telemetry.stats import CloseReason
 
 
 class HeldFrame:
@@ -95,7 +96,7 @@ class Batch:
         received_ns: when each member reached this worker.
     """
 
-    def __init__(self, members: Sequence[Member], reason: str, *, batched: bool) -> None:
+    def __init__(self, members: Sequence[Member], reason: CloseReason, *, batched: bool) -> None:
         self.members = members
         self.reason = reason
         self.rows = sum([member.rows for member in members])

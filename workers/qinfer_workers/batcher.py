@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from qinfer.repository import ModelConfig
 from qinfer.signature import Plan
+from qinfer.telemetry.stats import CloseReason
 from qinfer_workers.batch import Batch, Member
 from qinfer_workers.instance import Completion, InstanceThread
 
@@ -124,7 +125,7 @@ class Batcher:
         for plan, window in list(self._windows.items()):
             while window.members and idle:
                 reason, due = self._close_reason(window, now)
-                if not reason:
+                if reason is None:
                     wake = min(wake, due)
                     break
                 batch = self._take(plan, window, reason, now)
@@ -135,8 +136,8 @@ class Batcher:
         if wake < float("inf"):
             self._timer = self._loop.call_at(wake, self._pump)
 
-    def _close_reason(self, window: _Window, now: float) -> tuple[str, float]:
-        """Why a window closes now, or "" and when it will."""
+    def _close_reason(self, window: _Window, now: float) -> tuple[CloseReason | None, float]:
+        """Why a window closes now, or None and when it will."""
         if window.rows >= self._limit:
             return "full", now
         if self._preferred and window.rows >= self._preferred[0]:
@@ -153,9 +154,9 @@ class Batcher:
             return "deadline", now
         if self._company() == 0:
             return "alone", now
-        return "", min(due, latest)
+        return None, min(due, latest)
 
-    def _take(self, plan: Plan, window: _Window, reason: str, now: float) -> Batch | None:
+    def _take(self, plan: Plan, window: _Window, reason: CloseReason, now: float) -> Batch | None:
         """Take the next batch out of a window; None when all it would have held had expired."""
         limit = self._limit
         if reason == "preferred":

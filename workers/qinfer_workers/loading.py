@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -93,20 +94,28 @@ async def close(instances: Sequence[InstanceThread], timeout: float) -> None:
 
 
 def _complete(backend: Backend, entry: ModelEntry, version: int) -> ModelConfig:
-    config = backend.complete(entry.config, entry.directory, version)
+    with _as_config_error(entry.config.name, entry.directory / str(version)):
+        config = backend.complete(entry.config, entry.directory, version)
     if not config.outputs:
         raise ConfigError(f"{entry.directory}: output: none configured and the model file does not tell")
     return config
 
 
 def _load(backend: Backend, spec: InstanceSpec) -> Executor:
-    try:
+    with _as_config_error(spec.config.name, spec.version_directory):
         return Executor(spec.config, backend.load(spec))
+
+
+@contextmanager
+def _as_config_error(model: str, directory: Path) -> Iterator[None]:
+    """Whatever a backend or model code raises while loading is that model's problem only."""
+    try:
+        yield
     except QInferError:
         raise
     except Exception as error:
-        logger.exception("model %s version %d failed to load", spec.config.name, spec.version)
-        raise ConfigError(f"{spec.version_directory}: {type(error).__name__}: {error}") from error
+        logger.exception("model %s failed to load", model)
+        raise ConfigError(f"{directory}: {type(error).__name__}: {error}") from error
 
 
 def record_of(served: ServedVersion) -> ModelRecord:

@@ -144,7 +144,9 @@ def _input_data(given: _Input, tail: bytes | memoryview, offset: int) -> tuple[b
 
 
 def _wanted_outputs(outputs: list[_Output], body: InferBody) -> None:
-    names, binary, json = [], [], []
+    names: list[str] = []
+    binary: list[str] = []
+    json: list[str] = []
     for output in outputs:
         names.append(output.name)
         parameters = output.parameters

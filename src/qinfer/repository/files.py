@@ -73,7 +73,7 @@ def read_labels(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def version_directories(directory: Path) -> Iterator[int]:
-    """The versions a model has; as in Triton, directories of other names or with a leading 0 are passed over."""
+    """The versions of a model; as in Triton, directories of other names or with a leading 0 do not count."""
     for child in directory.iterdir():
         name = child.name
         if name.isascii() and name.isdecimal() and name[0] != "0" and len(name) <= 18 and child.is_dir():

@@ -90,7 +90,8 @@ def _reason(error: Exception, problems: list[str]) -> str:
 
 
 async def _reached(client: Any, shown: str) -> Finding:
-    version = str(client.connected_server_version)
+    told = client.connected_server_version
+    version = f"{told.major}.{told.minor}.{told.patch}"
     loop = asyncio.get_running_loop()
     started = loop.time()
     await client.flush(timeout=_TIMEOUT)
