@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from qinfer.errors import QInferError
-from qinfer.proto import ModelConfig
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
 from qinfer_gateway.http.jsondata import encode_json
 
@@ -77,7 +76,7 @@ class Routes:
 
     async def config(self, request: Request) -> Response:
         record = self._front.record(*_target(request))
-        return _json(config_json(ModelConfig.FromString(record.config)))
+        return _json(config_json(record.config))
 
     async def statistics(self, request: Request) -> Response:
         report = await self._front.statistics(*_target(request))
