@@ -64,11 +64,16 @@ class Batch:
         return tuple({name for member in self.members for name in member.outputs})
 
 
-def batch_of(*requests: Mapping[str, Array], outputs: Sequence[str] = (), batched: bool = True, **tells: Any) -> Batch:
+def batch_of(
+    *requests: Mapping[str, Array], outputs: Sequence[str] = (), batched: bool = True, **tells: Any
+) -> Batch:
     """A batch of one member for each mapping of inputs; BF16 inputs as `(bits, "BF16")`."""
     members = []
     for request in requests:
-        pairs = {name: value if isinstance(value, tuple) else (value, datatype_of(value)) for name, value in request.items()}
+        pairs = {
+            name: value if isinstance(value, tuple) else (value, datatype_of(value))
+            for name, value in request.items()
+        }
         members.append(
             Member(
                 inputs={name: received(array, kind) for name, (array, kind) in pairs.items()},
@@ -91,23 +96,29 @@ def config_of(
     name: str = "model",
     inputs: Sequence[TensorSpec] = (),
     outputs: Sequence[TensorSpec] = (),
-    max_batch_size: int = 0,
+    max_batch_size: int | None = None,
     parameters: Mapping[str, str] | None = None,
     text: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> ModelConfig:
     """A configuration and its protobuf form; `text` is merged into the latter."""
-    message = ModelConfigMessage(name=name, backend=backend, max_batch_size=max_batch_size, **(text or {}))
+    message = ModelConfigMessage(
+        name=name, backend=backend, max_batch_size=max_batch_size or 0, **(text or {})
+    )
     for group, specs in ((message.input, inputs), (message.output, outputs)):
         for spec in specs:
             kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
-            group.add(name=spec.name, data_type=f"TYPE_{kind}", dims=spec.dims)
+            added = group.add(name=spec.name, data_type=f"TYPE_{kind}", dims=spec.dims)
+            if spec.reshape is not None:
+                added.reshape.SetInParent()
+                added.reshape.shape[:] = spec.reshape
     for key, value in (parameters or {}).items():
         message.parameters[key].string_value = value
     return ModelConfig(
         name=name,
         backend=backend,
-        max_batch_size=max_batch_size,
+        max_batch_size=max_batch_size or 0,
+        max_batch_size_given=max_batch_size is not None,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         instance_groups=(InstanceGroup(kind="CPU"),),

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.backends.support import batch_of, config_of, spec_of, tensor
 
 from qinfer.errors import BackendUnavailable, ConfigError, InvalidRequest
 from qinfer_workers.backends.onnxruntime import OnnxRuntimeBackend
 from qinfer_workers.backends.onnxruntime.options import providers, session_options
 from qinfer_workers.backends.threads import threads_per_instance
-from tests.backends.support import batch_of, config_of, spec_of, tensor
 
 BACKEND = OnnxRuntimeBackend()
 ONNX_TYPES = {
@@ -36,7 +36,9 @@ ONNX_TYPES = {
 }
 
 
-def save(directory: Path, nodes: Sequence[Any], inputs: Any, outputs: Any, weights: Sequence[Any] = ()) -> None:
+def save(
+    directory: Path, nodes: Sequence[Any], inputs: Any, outputs: Any, weights: Sequence[Any] = ()
+) -> None:
     graph = helper.make_graph(
         list(nodes),
         "graph",
@@ -139,7 +141,9 @@ def test_only_the_wanted_outputs_are_returned(tmp_path: Path) -> None:
 
 def test_unaligned_views_of_a_message_are_accepted(tmp_path: Path) -> None:
     weight = save_linear(tmp_path)
-    config = config_of("onnxruntime", inputs=[tensor("x", "FP32", -1, 3)], outputs=[tensor("y", "FP32", -1, 2)])
+    config = config_of(
+        "onnxruntime", inputs=[tensor("x", "FP32", -1, 3)], outputs=[tensor("y", "FP32", -1, 2)]
+    )
     message = b"\0" + np.ones((2, 3), np.float32).tobytes()
     batch = batch_of({"x": np.ones((2, 3), np.float32)}, batched=False)
     unaligned = np.frombuffer(memoryview(message)[1:], np.float32).reshape(2, 3)
@@ -169,7 +173,9 @@ def test_text_that_is_not_utf8_fails_its_own_request_only(tmp_path: Path) -> Non
 
 def test_shapes_the_model_does_not_take_are_the_requests_fault(tmp_path: Path) -> None:
     save_linear(tmp_path)
-    config = config_of("onnxruntime", inputs=[tensor("x", "FP32", -1, 3)], outputs=[tensor("y", "FP32", -1, 2)])
+    config = config_of(
+        "onnxruntime", inputs=[tensor("x", "FP32", -1, 3)], outputs=[tensor("y", "FP32", -1, 2)]
+    )
     instance = BACKEND.load(spec_of(config, tmp_path))
     with pytest.raises(InvalidRequest, match="does not accept these inputs"):
         instance.execute(batch_of({"x": np.ones((2, 4), np.float32)}, batched=False))
@@ -177,9 +183,11 @@ def test_shapes_the_model_does_not_take_are_the_requests_fault(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("shape", "rows", "dims"),
-    [(["rows", 2], 4, (2,)), ([None, "n"], 4, (-1,)), (["rows"], 4, ()), ([3, 2], 0, (3, 2)), (["rows", 2, 5], 4, (2, 5))],
+    [(["rows", 2], 4, (2,)), ([None, "n"], 4, (-1,)), ([3, 2], 0, (3, 2)), (["rows", 2, 5], 4, (2, 5))],
 )
-def test_the_batch_dimension_is_found(tmp_path: Path, shape: list[Any], rows: int, dims: tuple[int, ...]) -> None:
+def test_the_batch_dimension_is_found(
+    tmp_path: Path, shape: list[Any], rows: int, dims: tuple[int, ...]
+) -> None:
     save_identity(tmp_path, "FP32", shape)
     config = BACKEND.complete(config_of("onnxruntime"), tmp_path, 1)
     assert config.max_batch_size == rows
@@ -192,19 +200,27 @@ def test_a_configuration_that_fits_is_kept(tmp_path: Path) -> None:
         "onnxruntime", inputs=[tensor("x", "FP32", 7)], outputs=[tensor("y", "FP32", 7)], max_batch_size=32
     )
     assert BACKEND.complete(config, tmp_path, 1) is config
-    reshaped = config_of(
-        "onnxruntime", inputs=[tensor("x", "FP32", 7, 1, reshape=(7,))], max_batch_size=32
-    )
+    reshaped = config_of("onnxruntime", inputs=[tensor("x", "FP32", 7, 1, reshape=(7,))], max_batch_size=32)
     assert BACKEND.complete(reshaped, tmp_path, 1).inputs == reshaped.inputs
-    whole = config_of("onnxruntime", inputs=[tensor("x", "FP32", -1, 7)], outputs=[tensor("y", "FP32", -1, 7)])
+    whole = config_of(
+        "onnxruntime", inputs=[tensor("x", "FP32", -1, 7)], outputs=[tensor("y", "FP32", -1, 7)]
+    )
     assert BACKEND.complete(whole, tmp_path, 1).max_batch_size == 0
 
 
 @pytest.mark.parametrize(
     ("shape", "given", "message"),
     [
-        ([3, 2], {"max_batch_size": 8}, r"max_batch_size: found 8; expected 0, because tensor 'x' of model/1"),
-        (["r", 2], {"inputs": [tensor("z", "FP32", 2)], "max_batch_size": 8}, r"found tensor 'z'; expected .*'x'"),
+        (
+            [3, 2],
+            {"max_batch_size": 8},
+            r"max_batch_size: found 8; expected 0, because tensor 'x' of model/1",
+        ),
+        (
+            ["r", 2],
+            {"inputs": [tensor("z", "FP32", 2)], "max_batch_size": 8},
+            r"found tensor 'z'; expected .*'x'",
+        ),
         (
             ["r", 2],
             {"inputs": [tensor("x", "INT64", 2)], "max_batch_size": 8},
@@ -220,7 +236,11 @@ def test_a_configuration_that_fits_is_kept(tmp_path: Path) -> None:
             {"inputs": [tensor("x", "FP32", -1)], "max_batch_size": 8},
             r"dims: found \[-1\]; expected \[2\]",
         ),
-        (["r", 2], {"outputs": [tensor("y", "FP32", 2)]}, r"output 'y': dims: found \[2\]; .*set max_batch_size"),
+        (
+            ["r", 2],
+            {"outputs": [tensor("y", "FP32", 2)]},
+            r"output 'y': dims: found \[2\]; .*set max_batch_size",
+        ),
     ],
 )
 def test_a_configuration_that_contradicts_the_file_is_refused(
@@ -239,7 +259,7 @@ def test_all_inputs_of_the_file_must_be_configured(tmp_path: Path) -> None:
         [("y", TensorProto.FLOAT, ["r", 2])],
     )
     config = config_of("onnxruntime", inputs=[tensor("a", "FP32", 2)], max_batch_size=8)
-    with pytest.raises(ConfigError, match="input: missing 'b'; expected all inputs of model/1/model.onnx"):
+    with pytest.raises(ConfigError, match=r"input: missing 'b'; expected all inputs of model/1/model\.onnx"):
         BACKEND.complete(config, tmp_path, 1)
 
 
@@ -304,7 +324,10 @@ def test_parameters_reach_the_session() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"parameters": {"intra_op_thread_count": "many"}}, "intra_op_thread_count: found 'many'; expected an integer"),
+        (
+            {"parameters": {"intra_op_thread_count": "many"}},
+            "intra_op_thread_count: found 'many'; expected an integer",
+        ),
         ({"parameters": {"execution_mode": "2"}}, "execution_mode: found '2'"),
         ({"parameters": {"enable_mem_arena": "perhaps"}}, "enable_mem_arena: found 'perhaps'"),
         ({"text": {"optimization": {"graph": {"level": 7}}}}, "graph.level: found 7"),
@@ -356,5 +379,23 @@ def test_providers_that_are_not_installed_are_told(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match="has no OpenVINOExecutionProvider"):
         providers(spec_of(config, tmp_path), ["CPUExecutionProvider"])
     config = config_of("onnxruntime", text=accelerators("gpu", magic={}))
-    with pytest.raises(ConfigError, match=r"gpu_execution_accelerator: found 'magic'; expected one of tensorrt, cuda"):
+    with pytest.raises(
+        ConfigError, match=r"gpu_execution_accelerator: found 'magic'; expected one of tensorrt, cuda"
+    ):
         providers(spec_of(config, tmp_path, kind="GPU"), ALL_PROVIDERS)
+
+
+def test_a_batch_size_of_zero_that_is_written_down_is_respected(tmp_path: Path) -> None:
+    save_identity(tmp_path, "FP32", ["rows", 2])
+    config = BACKEND.complete(config_of("onnxruntime", max_batch_size=0), tmp_path, 1)
+    assert config.max_batch_size == 0
+    assert config.inputs == (tensor("x", "FP32", -1, 2),)
+
+
+def test_rows_of_single_numbers_are_reshaped_for_the_model(tmp_path: Path) -> None:
+    save_identity(tmp_path, "FP32", ["rows"])
+    config = BACKEND.complete(config_of("onnxruntime"), tmp_path, 1)
+    assert config.inputs == (tensor("x", "FP32", 1, reshape=()),)
+    outputs = BACKEND.load(spec_of(config, tmp_path)).execute(batch_of({"x": np.ones((3, 1), np.float32)}))
+    assert isinstance(outputs, dict)
+    assert outputs["y"].shape == (3, 1)

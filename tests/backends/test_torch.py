@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.backends.support import batch_of, config_of, spec_of, tensor
 
 from qinfer.errors import BackendUnavailable, ConfigError, ModelFailed, Unsupported
 from qinfer_workers.backends.torch import TorchBackend
 from qinfer_workers.backends.torch.instance import TorchInstance
 from qinfer_workers.backends.torch.options import Options
-from tests.backends.support import batch_of, config_of, spec_of, tensor
 
 torch = pytest.importorskip("torch", reason="the torch extra is not installed")
 
@@ -76,7 +76,10 @@ OUTPUTS = [tensor("OUTPUT__0", "FP32", 3), tensor("OUTPUT__1", "FP32", 1)]
 def test_inputs_map_to_the_arguments(tmp_path: Path, first: str, second: str) -> None:
     save_script(tmp_path, Scale())
     config = config_of(
-        "torch", inputs=[tensor(first, "FP32", 3), tensor(second, "FP32", 1)], outputs=OUTPUTS, max_batch_size=8
+        "torch",
+        inputs=[tensor(first, "FP32", 3), tensor(second, "FP32", 1)],
+        outputs=OUTPUTS,
+        max_batch_size=8,
     )
     assert BACKEND.complete(config, tmp_path, 1) is config
     outputs = run(config, tmp_path, {second: TWO, first: X})
@@ -148,7 +151,9 @@ def test_every_numeric_datatype_goes_in_and_comes_out(tmp_path: Path, datatype: 
 
 def test_bfloat16_is_computed_with(tmp_path: Path) -> None:
     save_script(tmp_path, InPlace())
-    config = config_of("torch", inputs=[tensor("x", "BF16", 2)], outputs=[tensor("y", "BF16", 2)], max_batch_size=8)
+    config = config_of(
+        "torch", inputs=[tensor("x", "BF16", 2)], outputs=[tensor("y", "BF16", 2)], max_batch_size=8
+    )
     outputs = run(config, tmp_path, {"x": (np.array([[0x3F80, 0x4000]], np.uint16), "BF16")})
     assert outputs["y"].tolist() == [[0x4000, 0x4040]]  # 1 and 2 became 2 and 3
 
@@ -164,7 +169,10 @@ def test_a_program_that_writes_into_its_inputs_leaves_the_message_alone(
     else:
         save_export(tmp_path, InPlace(), torch.zeros(2, columns))
     config = config_of(
-        "torch", inputs=[tensor("x", "FP32", columns)], outputs=[tensor("y", "FP32", columns)], max_batch_size=8
+        "torch",
+        inputs=[tensor("x", "FP32", columns)],
+        outputs=[tensor("y", "FP32", columns)],
+        max_batch_size=8,
     )
     instance = BACKEND.load(spec_of(config, tmp_path))
     batch = batch_of({"x": zeros})
@@ -193,9 +201,13 @@ def test_an_exported_program_tells_its_signature(tmp_path: Path) -> None:
     assert config.outputs == tuple(OUTPUTS)
     outputs = run(config, tmp_path, {"x": X, "by": TWO})
     np.testing.assert_array_equal(outputs["OUTPUT__0"], X * 2)
-    with pytest.raises(ConfigError, match="input 'x': data_type: found FP64; expected FP32 as in model/1/model.pt2"):
+    with pytest.raises(
+        ConfigError, match=r"input 'x': data_type: found FP64; expected FP32 as in model/1/model\.pt2"
+    ):
         BACKEND.complete(
-            config_of("torch", inputs=[tensor("x", "FP64", 3), tensor("by", "FP32", 1)], max_batch_size=4), tmp_path, 1
+            config_of("torch", inputs=[tensor("x", "FP64", 3), tensor("by", "FP32", 1)], max_batch_size=4),
+            tmp_path,
+            1,
         )
 
 
@@ -214,7 +226,10 @@ def test_what_forward_returns_is_checked(tmp_path: Path) -> None:
     inputs = [tensor("x", "FP32", 3), tensor("by", "FP32", 1)]
     for outputs, message in (
         ([tensor("a", "FP64", 3)], r"output 'a': forward returned torch\.float32; expected FP64"),
-        ([tensor("OUTPUT__5", "FP32", 3)], "'OUTPUT__5': forward returned 2 values; expected a tensor at position 5"),
+        (
+            [tensor("OUTPUT__5", "FP32", 3)],
+            "'OUTPUT__5': forward returned 2 values; expected a tensor at position 5",
+        ),
     ):
         config = config_of("torch", inputs=inputs, outputs=outputs, max_batch_size=8)
         with pytest.raises(ModelFailed, match=message):
@@ -225,7 +240,9 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     torch.save(Same(), str(tmp_path / "1" / "model.pt"))
     config = config_of("torch", inputs=[tensor("x", "FP32", 3)], outputs=[tensor("y", "FP32", 3)])
-    with pytest.raises(ConfigError, match=r"model/1/model\.pt: torch .* cannot load it: .*expected TorchScript"):
+    with pytest.raises(
+        ConfigError, match=r"model/1/model\.pt: torch .* cannot load it: .*expected TorchScript"
+    ):
         BACKEND.load(spec_of(config, tmp_path))
 
 
@@ -246,12 +263,17 @@ def test_what_the_backend_cannot_do_is_told_when_loading(tmp_path: Path) -> None
         BACKEND.load(spec_of(config_of("torch", outputs=[y]), tmp_path))
     with pytest.raises(Unsupported, match="input 'x': data_type: found BYTES"):
         BACKEND.load(spec_of(config_of("torch", inputs=[tensor("x", "BYTES", 3)], outputs=[y]), tmp_path))
-    with pytest.raises(ConfigError, match="INTRA_OP_THREAD_COUNT: found '0'; expected an integer of at least 1"):
+    with pytest.raises(
+        ConfigError, match="INTRA_OP_THREAD_COUNT: found '0'; expected an integer of at least 1"
+    ):
         BACKEND.load(
-            spec_of(config_of("torch", inputs=[x], outputs=[y], parameters={"INTRA_OP_THREAD_COUNT": "0"}), tmp_path)
+            spec_of(
+                config_of("torch", inputs=[x], outputs=[y], parameters={"INTRA_OP_THREAD_COUNT": "0"}),
+                tmp_path,
+            )
         )
     if not torch.cuda.is_available():
-        with pytest.raises(BackendUnavailable, match="wants GPU 0; torch .* sees 0"):
+        with pytest.raises(BackendUnavailable, match=r"wants GPU 0; torch .* sees 0"):
             BACKEND.load(spec_of(config_of("torch", inputs=[x], outputs=[y]), tmp_path, kind="GPU"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from qinfer.datatypes import Array
 from qinfer.errors import ModelFailed, QInferError
-from qinfer.repository import ModelConfig, TensorSpec
+from qinfer.repository import ModelConfig
 from qinfer_workers.backends.base import Batch, Instance, Member, Outputs, OutputsWithParameters
 
 
@@ -74,7 +74,8 @@ class ReshapingInstance:
                     shaped[name] = reshape.apply(shaped[name])
                 except ValueError as error:
                     raise ModelFailed(
-                        f"model {self._name}: output {name!r}: found shape {list(shaped[name].shape)}; expected"
+                        f"model {self._name}: output {name!r}: found shape {list(shaped[name].shape)};"
+                        " expected"
                         f" {list(reshape.source)} after the batch dimension: {error}"
                     ) from None
         return shaped

@@ -141,11 +141,11 @@ def _new(config: ModelConfig, role: str, tensor: FileTensor, rows: int, path: st
 def _fit_tensor(
     config: ModelConfig, role: str, spec: TensorSpec, tensor: FileTensor, rows: int, path: str
 ) -> TensorSpec:
-    where = f"{where(config)}: {role} {spec.name!r}"
+    place = f"{where(config)}: {role} {spec.name!r}"
     if tensor.datatype and spec.datatype != tensor.datatype:
         if spec.datatype not in ("", "INVALID"):
             raise ConfigError(
-                f"{where}: data_type: found {spec.datatype}; expected {tensor.datatype} as in {path}"
+                f"{place}: data_type: found {spec.datatype}; expected {tensor.datatype} as in {path}"
             )
         spec = replace(spec, datatype=tensor.datatype)
     if tensor.shape is None:
@@ -161,7 +161,7 @@ def _fit_tensor(
         "" if rows or not tensor.can_batch else "; or set max_batch_size, if the first dimension is the batch"
     )
     raise ConfigError(
-        f"{where}: {field}: found {list(dims)}; expected {_text(expected)} as in {path}"
+        f"{place}: {field}: found {list(dims)}; expected {_text(expected)} as in {path}"
         f"{' without the batch dimension' if rows else ''}{hint}"
     )
 

@@ -52,7 +52,7 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 
 def _may_write(node: Any) -> bool:
-    """Whether the operator writes into any of its arguments ("!" in its schema), or cannot be looked into."""
+    """Whether an operator writes into any of its arguments ("!" in its schema), or nobody can tell."""
     if node.kind().startswith(_OPAQUE_NODES):
         return True
     return "!" in node.schema()
@@ -104,6 +104,6 @@ def _graph_nodes(module: Any) -> Iterator[Any]:
 
 
 def _writes(node: Any) -> bool:
-    """Whether the operator writes into any of its arguments; the signature tells only of functional graphs."""
+    """Whether an operator writes into any of its arguments; signatures tell only of functional graphs."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
