@@ -18,7 +18,7 @@ _SMALLEST_THREAD = 0.01  # of all CPU time
 
 
 def cpu_table(measurement: Measurement, spent: Sequence[Process], *, threads: bool) -> Table:
-    """Lay out what each process spent on a request.
+    """Lay out what each process spent on a request. A wait is a voluntary context switch.
 
     Args:
         measurement: the measurement.
@@ -58,8 +58,10 @@ def cpu_table(measurement: Measurement, spent: Sequence[Process], *, threads: bo
 def _empty(measurement: Measurement) -> Table:
     """The table without rows: title, columns and, below, what the clients saw."""
     batch = "" if measurement.mean_batch is None else f"mean batch {measurement.mean_batch:.1f}, "
+    server = PEERS[measurement.server].title
     table = Table(
-        title=f"{PEERS[measurement.server].title}: {measurement.wire}, {measurement.connections} connections",
+        title=f"{server}, {measurement.wire}, {measurement.connections} connections: "
+        "CPU time and waits for each request",
         caption=f"{measurement.rate:,.0f} requests/s, p50 {measurement.p50_ms:.2f} ms, "
         f"p99 {measurement.p99_ms:.2f} ms, {batch}errors: {measurement.errors or 'none'}\n"
         f"load generator {measurement.client_us:.1f} µs a request; "
@@ -68,6 +70,6 @@ def _empty(measurement: Measurement) -> Table:
         caption_justify="left",
     )
     table.add_column("process")
-    for heading in ("pid", "CPU µs/request", "user", "system", "waits/request", "RSS MB"):
+    for heading in ("pid", "CPU µs", "user", "system", "waits", "RSS MB"):
         table.add_column(heading, justify="right")
     return table

@@ -103,13 +103,14 @@ def tree_pids(root: int) -> list[int]:
 
 
 def machine_busy_us() -> float:
-    """CPU time that all processes of this machine have spent since it started, in microseconds.
+    """CPU time since this machine started that was not idle, over all cores, in microseconds.
 
-    Interrupts are left out: the kernel does not account them to processes either.
+    Time the hypervisor gave to other machines is part of it. Interrupts are left out: the kernel does not
+    account them to processes either.
     """
     fields = (_PROC / "stat").read_text().split("\n", 1)[0].split()
-    user, nice, system = (int(field) for field in fields[1:4])
-    return (user + nice + system) * _TICK_US
+    user, nice, system, steal = (int(fields[index]) for index in (1, 2, 3, 8))
+    return (user + nice + system + steal) * _TICK_US
 
 
 def core_speed() -> float:

@@ -25,7 +25,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         title: what reports call it.
         remark: what a reader must know to judge its numbers.
-        arguments: its command line; the folder of the run is written as FOLDER, the cache as CACHE.
+        arguments: its command line; FOLDER stands for the folder of the run, CACHE for where peers are
+            installed, VENV for the Python environment.
         versions: the software it consists of.
         idle_ms: CPU time its processes take without any load, in milliseconds a second.
         idle_rss_mb: resident memory before the first load, in megabytes.

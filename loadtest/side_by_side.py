@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -119,10 +120,10 @@ def _info(server: Server, seconds: float, cache: Path, folder: Path) -> ServerIn
     before = server.snapshot()
     time.sleep(seconds)
     spent = processes.difference(before, server.snapshot())
-    arguments = [
-        argument.replace(str(folder), "FOLDER").replace(str(cache), "CACHE")
-        for argument in server.command.arguments
-    ]
+    places = {str(folder): "FOLDER", str(cache): "CACHE", sys.prefix: "VENV"}
+    arguments = server.command.arguments
+    for path, name in places.items():
+        arguments = [argument.replace(path, name) for argument in arguments]
     return ServerInfo(
         title=server.peer.title,
         remark=server.peer.remark,
