@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qinfer.errors import ModelNotFound, NoWorker
+from qinfer.naming import Names
 from qinfer.registry import Directory, ModelRecord
 from qinfer.signature import Signature
 
@@ -16,11 +17,13 @@ class Target:
         record: the registry record of the version whose signature applies.
         signature: checks requests against the record.
         served: whether a live worker serves it.
+        subject: where its requests are published.
     """
 
-    __slots__ = ("model", "record", "served", "signature", "wanted_version")
+    __slots__ = ("model", "record", "served", "signature", "subject", "wanted_version")
 
-    def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool) -> None:
+    def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool, subject: str) -> None:
+        self.subject = subject
         self.model = record.name
         self.wanted_version = wanted_version
         self.record = record
@@ -31,8 +34,9 @@ class Target:
 class Catalog:
     """Targets by name and version; forgotten whenever the registry changes."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, names: Names) -> None:
         self.directory = directory
+        self._names = names
         self._targets: dict[tuple[str, str], Target] = {}
         directory.on_change(self._targets.clear)
 
@@ -72,7 +76,8 @@ class Catalog:
             raise ModelNotFound(f"{_describe(model, version)} does not exist")
         served = self.is_ready(model, version)
         # Only what exists is remembered: names made up by clients take no memory.
-        target = self._targets[model, version] = Target(version, record, served=served)
+        subject = self._names.requests(model, version)
+        target = self._targets[model, version] = Target(version, record, served=served, subject=subject)
         return target
 
 

@@ -11,9 +11,17 @@ import asyncio
 from abc import abstractmethod
 from functools import partial
 from time import time_ns
+from typing import ClassVar
 
 from qinfer.bus import Bus
-from qinfer.errors import DeadlineExceeded, PayloadTooLarge, QInferError, QueueFull, ShuttingDown
+from qinfer.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    PayloadTooLarge,
+    QInferError,
+    QueueFull,
+    ShuttingDown,
+)
 from qinfer.message import (
     PROTOCOL_VERSION,
     Request,
@@ -23,9 +31,10 @@ from qinfer.message import (
     decode_response_frame,
     encode,
 )
-from qinfer.telemetry.gateway import OK, GatewayStats
+from qinfer.telemetry.tracing import RequestSpan
 from qinfer_gateway.catalog import Target
 from qinfer_gateway.deadlines import Deadlines
+from qinfer_gateway.observer import Observer
 
 _FRAME_SHARE = 2  # a frame takes at most this part of max_payload, unless one request alone is larger
 _REQUEST_OVERHEAD = 256  # generous bound for what a request's frame entry adds to its tensors
@@ -34,16 +43,26 @@ _REQUEST_OVERHEAD = 256  # generous bound for what a request's frame entry adds 
 class Call:
     """One request on its way: the transports subclass it to send the answer."""
 
-    __slots__ = ("deadline", "in_flight", "model", "number", "started")
+    __slots__ = ("deadline", "flight", "model", "number", "request_id", "rows", "span", "started")
 
-    protocol = ""
+    protocol: ClassVar[str]
+    """How the call came in, for metrics and logs: "http" or "grpc"."""
+    operation: ClassVar[str]
+    """Name of its span."""
 
     def __init__(self, started: float) -> None:
         self.started = started
         self.deadline = 0.0
         self.model = ""
+        self.request_id = ""
+        self.rows = 0
         self.number = 0
-        self.in_flight: _Flight | None = None
+        self.flight: Flight | None = None
+        self.span: RequestSpan | None = None
+
+    def status(self, error: QInferError | None) -> int:
+        """The protocol's status code of an outcome."""
+        return 200 if error is None else error.http_status
 
     @abstractmethod
     def answered(self, frame: ResponseFrame, response: Response) -> None:
@@ -54,7 +73,7 @@ class Call:
         """There will be no answer. Must not raise."""
 
 
-class _Flight:
+class Flight:
     """Requests in flight for one model."""
 
     __slots__ = ("count",)
@@ -68,7 +87,7 @@ class _Outgoing:
 
     __slots__ = ("flight", "requests", "target")
 
-    def __init__(self, target: Target, flight: _Flight) -> None:
+    def __init__(self, target: Target, flight: Flight) -> None:
         self.target = target
         self.flight = flight
         self.requests: list[tuple[Request, int, int]] = []
@@ -79,19 +98,19 @@ class Dispatcher:
 
     Args:
         bus: a started bus.
-        stats: where outcomes and frames are counted.
+        observer: told what happens to calls.
         max_in_flight: calls held at once; more are refused with `QueueFull`.
         timeout: seconds a call without a deadline of its own may take.
     """
 
-    def __init__(self, bus: Bus, stats: GatewayStats, *, max_in_flight: int, timeout: float) -> None:
+    def __init__(self, bus: Bus, observer: Observer, *, max_in_flight: int, timeout: float) -> None:
         self._bus = bus
-        self._stats = stats
+        self._observer = observer
         self._max_in_flight = max_in_flight
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, Call] = {}
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._outbox: dict[tuple[str, str], _Outgoing] = {}
         self._flush_scheduled = False
         self._next_number = 0
@@ -144,11 +163,12 @@ class Dispatcher:
         model = target.model
         flight = self._flights.get(model)
         if flight is None:
-            flight = self._flights[model] = _Flight()
+            flight = self._flights[model] = Flight()
         flight.count += 1
         call.number = request.id = number
         call.model = model
-        call.in_flight = flight
+        call.rows = rows
+        call.flight = flight
         call.deadline = call.started + timeout
         if not self._calls:
             self._idle.clear()
@@ -159,18 +179,20 @@ class Dispatcher:
         if outgoing is None:
             outgoing = self._outbox[key] = _Outgoing(target, flight)
         outgoing.requests.append((request, rows, size))
+        self._observer.started(call, request, target.subject)
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
     def refused(self, call: Call, model: str, error: QInferError) -> None:
-        """Count a call that was answered with an error before it was submitted."""
-        self._stats.record(model, call.protocol, error.reason, self._loop.time() - call.started)
+        """A call is answered with an error before it was submitted."""
+        call.model = model
+        self._observer.failed(call, error)
 
     def abandon(self, call: Call) -> None:
         """The caller has gone: forget the call."""
         if self._take(call.number) is not None:
-            self._stats.record(call.model, call.protocol, "cancelled", self._loop.time() - call.started)
+            self._observer.failed(call, Cancelled("the caller has gone"))
 
     async def drain(self, timeout: float) -> None:
         """Refuse new calls and wait for those in flight; what is left after `timeout` seconds fails."""
@@ -207,6 +229,8 @@ class Dispatcher:
                 self._publish(outgoing, frame, frame_rows, now_us)
                 frame, frame_rows, frame_bytes = [], 0, 0
             request.deadline_us = now_us + int((call.deadline - now) * 1e6)
+            if call.span is not None:
+                self._observer.published(call)
             frame.append(request)
             frame_rows += rows
             frame_bytes += size
@@ -232,7 +256,7 @@ class Dispatcher:
         except QInferError as error:
             self._refused(numbers, error)
             return
-        self._stats.record_frame(target.model, requests=len(requests), rows=rows)
+        self._observer.stats.record_frame(target.model, requests=len(requests), rows=rows)
 
     def _refused(self, numbers: list[int], error: QInferError) -> None:
         for number in numbers:
@@ -247,19 +271,16 @@ class Dispatcher:
             self.dropped += 1
             return
         now = self._loop.time()
-        record = self._stats.record
         for response in frame.responses:
             call = self._take(response.id)
             if call is None:
                 self.dropped += 1
                 continue
-            error = response.error
-            if error is None:
+            if response.error is None:
                 call.answered(frame, response)
-                record(call.model, call.protocol, OK, now - call.started)
             else:
-                call.failed(error.exception())
-                record(call.model, call.protocol, error.reason, now - call.started)
+                call.failed(response.error.exception())
+            self._observer.answered(call, frame, response, now)
 
     def _expire(self, number: int) -> None:
         self._fail(number, DeadlineExceeded("deadline passed before the answer came"))
@@ -268,12 +289,12 @@ class Dispatcher:
         call = self._take(number)
         if call is not None:
             call.failed(error)
-            self._stats.record(call.model, call.protocol, error.reason, self._loop.time() - call.started)
+            self._observer.failed(call, error)
 
     def _take(self, number: int) -> Call | None:
         call = self._calls.pop(number, None)
         if call is not None:
-            flight = call.in_flight
+            flight = call.flight
             if flight is not None:
                 flight.count -= 1
             if not self._calls:

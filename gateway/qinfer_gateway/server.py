@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
@@ -12,14 +14,18 @@ from qinfer.bus import connect
 from qinfer.lifecycle import until_stopped
 from qinfer.registry import Directory
 from qinfer.telemetry.gateway import GatewayStats
+from qinfer.telemetry.logs import log_handler
 from qinfer.telemetry.metrics import GatewayCollector, new_registry
+from qinfer.telemetry.request_log import RequestLog
 from qinfer.telemetry.server import MetricsServer
+from qinfer.telemetry.tracing import Tracing, tracing_from_env
 from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.front import Front
 from qinfer_gateway.http.app import make_app
 from qinfer_gateway.http.exchange import HttpFront
 from qinfer_gateway.http.server import HttpServer
+from qinfer_gateway.observer import Observer
 from qinfer_gateway.options import GatewayOptions
 
 logger = logging.getLogger(__name__)
@@ -52,10 +58,11 @@ class Gateway:
         directory = Directory(bus)
         await directory.start()
         stack.push_async_callback(directory.close)
-        catalog = Catalog(directory)
+        catalog = Catalog(directory, bus.names)
         stats = GatewayStats(lambda model: model in directory.models, in_flight=lambda: dispatcher.in_flight)
+        observer = Observer(stats, self._tracing(), self._request_log())
         dispatcher = Dispatcher(
-            bus, stats, max_in_flight=options.max_in_flight, timeout=options.request_timeout
+            bus, observer, max_in_flight=options.max_in_flight, timeout=options.request_timeout
         )
         front = Front(bus, directory, catalog)
         if options.metrics_port >= 0:
@@ -72,6 +79,19 @@ class Gateway:
     async def stop(self) -> None:
         """Stop accepting, answer what is in flight, leave. Idempotent."""
         await self._stack.aclose()
+
+    def _tracing(self) -> Tracing | None:
+        tracing = tracing_from_env("gateway", instance=f"{socket.gethostname()}-{os.getpid()}")
+        if tracing is not None:
+            self._stack.push_async_callback(asyncio.to_thread, tracing.close)
+        return tracing
+
+    def _request_log(self) -> RequestLog | None:
+        if not self._options.log_requests:
+            return None
+        log = RequestLog(log_handler())
+        self._stack.push_async_callback(asyncio.to_thread, log.close)
+        return log
 
     async def _start_http(
         self, front: Front, catalog: Catalog, dispatcher: Dispatcher, threads: ThreadPoolExecutor

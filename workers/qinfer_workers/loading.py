@@ -14,6 +14,7 @@ from qinfer.registry import ModelRecord, TensorRecord
 from qinfer.repository import InstanceGroup, ModelConfig, ModelEntry, TensorSpec
 from qinfer.signature import Signature
 from qinfer.telemetry.stats import ModelStats
+from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.backends import find
 from qinfer_workers.backends.base import Backend, InstanceSpec
 from qinfer_workers.execution import Executor
@@ -43,12 +44,20 @@ def placements(group: InstanceGroup, gpus: int) -> list[tuple[str, int]]:
 
 
 async def load_version(
-    entry: ModelEntry, version: int, on_done: Callable[[str, Completion], None]
+    entry: ModelEntry,
+    version: int,
+    *,
+    on_done: Callable[[str, Completion], None],
+    tracing: Tracing | None,
+    subject: str,
 ) -> ServedVersion:
     """Load every instance of one version of a model.
 
     Args:
+        entry, version: what to load.
         on_done: called on the event loop with the version and each batch its instances are done with.
+        tracing: makes spans; None when tracing is off.
+        subject: where the model's requests are published.
 
     Raises:
         QInferError: it cannot be loaded; instances loaded before are closed again.
@@ -84,7 +93,7 @@ async def load_version(
         config=config,
         instances=instances,
         signature=Signature(config.inputs, config.outputs, config.max_batch_size),
-        recorder=BatchRecorder(ModelStats(config.name, str(version))),
+        recorder=BatchRecorder(ModelStats(config.name, str(version)), tracing, subject),
     )
 
 

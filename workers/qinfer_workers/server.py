@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import os
+import socket
 import sys
 from contextlib import AsyncExitStack
 
 from qinfer.bus import connect
 from qinfer.lifecycle import until_stopped
+from qinfer.telemetry.metrics import WorkerCollector, new_registry
+from qinfer.telemetry.server import MetricsServer
+from qinfer.telemetry.tracing import tracing_from_env
 from qinfer_workers.options import WorkerOptions
 from qinfer_workers.worker import Worker
 
@@ -27,8 +33,16 @@ async def serve(options: WorkerOptions) -> None:
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     bus = connect(options.nats, namespace=options.namespace, name="qinfer-worker")
-    worker = Worker(options, bus)
     async with AsyncExitStack() as stack, until_stopped() as stopped:
+        tracing = tracing_from_env("worker", instance=f"{socket.gethostname()}-{os.getpid()}")
+        if tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+        worker = Worker(options, bus, tracing)
+        if options.metrics_port >= 0:
+            registry = new_registry("worker", WorkerCollector(worker.stats))
+            await stack.enter_async_context(
+                MetricsServer(options.metrics_host, options.metrics_port, registry)
+            )
         await bus.start()
         stack.push_async_callback(bus.close)
         stack.push_async_callback(worker.drain)

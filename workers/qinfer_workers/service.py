@@ -87,6 +87,7 @@ class ModelService:
                 company=self._senders.company,
                 expired=partial(self._expire, served),
             )
+            served.recorder.stats.pending = partial(getattr, served.batcher, "waiting")
 
     async def start(self, spec: QueueSpec) -> None:
         """Make sure of the queue and begin to pull."""
@@ -183,7 +184,7 @@ class ModelService:
         for request, error in refused:
             responses.append(Response(request.id, request.attempt + attempt, WireError.of(error)))
             if served is not None:
-                served.recorder.refused(error)
+                served.recorder.refused(error, request, held)
         version = served.version if served is not None else ""
         self._answer(held.reply_to, version, _NO_BATCH, responses)
         for _ in responses:
@@ -193,7 +194,7 @@ class ModelService:
         """Answer requests whose deadline passed before they reached the model."""
         error = DeadlineExceeded(f"deadline passed in the queue of model {self.model!r}")
         for member in members:
-            served.recorder.refused(error)
+            served.recorder.refused(error, member.request, member.frame)
             self._credit.freed(member.rows)
             self._answer(member.frame.reply_to, served.version, _NO_BATCH, [failure(member, error)])
             self._close_requests(member.frame)

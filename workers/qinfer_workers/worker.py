@@ -14,6 +14,8 @@ from qinfer.errors import QInferError
 from qinfer.registry import STATISTICS, ModelRecord, Registration, WorkerRecord
 from qinfer.repository import ModelEntry, Repository
 from qinfer.telemetry.statistics import StatisticsReport, encode_report
+from qinfer.telemetry.stats import ModelStats
+from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.instance import Completion
 from qinfer_workers.loading import close, load_version, record_of
 from qinfer_workers.options import WorkerOptions
@@ -25,7 +27,8 @@ logger = logging.getLogger(__name__)
 class Worker:
     """Serves the models of its repositories from the bus until it is drained."""
 
-    def __init__(self, options: WorkerOptions, bus: Bus) -> None:
+    def __init__(self, options: WorkerOptions, bus: Bus, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self.id = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.services: dict[str, ModelService] = {}
         self.problems: dict[str, str] = {}
@@ -65,6 +68,10 @@ class Worker:
             await self._registration.close()
         await asyncio.gather(*(close(served.instances, timeout=5.0) for served in self._versions()))
 
+    def stats(self) -> list[ModelStats]:
+        """Counters of every served version."""
+        return [served.recorder.stats for served in self._versions()]
+
     def _entries(self) -> list[ModelEntry]:
         entries, problems = Repository(*self._options.repositories).scan()
         wanted = self._options.models
@@ -84,7 +91,15 @@ class Worker:
         versions: list[ServedVersion] = []
         for version in entry.versions:
             try:
-                versions.append(await load_version(entry, version, partial(self._completed, name)))
+                versions.append(
+                    await load_version(
+                        entry,
+                        version,
+                        on_done=partial(self._completed, name),
+                        tracing=self._tracing,
+                        subject=self._bus.names.requests(name),
+                    )
+                )
             except QInferError as error:
                 self._problem(name, error)
         if versions:
@@ -111,6 +126,4 @@ class Worker:
         return [record_of(served) for served in self._versions()]
 
     async def _statistics(self, _: bytes) -> bytes:
-        return encode_report(
-            StatisticsReport([served.recorder.stats.snapshot() for served in self._versions()])
-        )
+        return encode_report(StatisticsReport([stats.snapshot() for stats in self.stats()]))

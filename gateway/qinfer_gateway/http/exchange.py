@@ -89,6 +89,7 @@ class Exchange(Call):
     )
 
     protocol = "http"
+    operation = "POST /v2/models/{model}/infer"
     message_event: ClassVar[_Nobody] = _Nobody()
 
     def __init__(

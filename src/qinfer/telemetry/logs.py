@@ -187,3 +187,11 @@ def configure_logging(
     if root.level > logging.DEBUG:  # "Started server process" and the like, once for each server of a role
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     return handler
+
+
+def log_handler() -> LogHandler:
+    """The handler of `configure_logging`; one with its defaults where it was not called."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogHandler):
+            return handler
+    return LogHandler(sys.stderr, "text", {})
