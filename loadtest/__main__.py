@@ -1,5 +1,15 @@
 """`python -m loadtest`."""
 
+import signal
+import sys
+
 from loadtest.cli import main
 
+
+def _stop(number: int, _frame: object) -> None:
+    """End like after an error, so that the servers are stopped too."""
+    sys.exit(128 + number)
+
+
+signal.signal(signal.SIGTERM, _stop)
 main(prog_name="python -m loadtest")

@@ -51,7 +51,12 @@ class _Counts(click.ParamType[list[int]]):
 
 
 class _Group(click.Group):
-    """Shows errors of the project as messages instead of tracebacks."""
+    """Runs `bench` when no command is given, and shows the project's errors as messages without traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["bench", *args]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -62,7 +67,10 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def main() -> None:
-    """Put the same load on qinfer and on its peers, and report what it costs."""
+    """Put the same load on qinfer and on its peers, and report what it costs.
+
+    Without a command, options are those of `bench`.
+    """
 
 
 @main.command()
