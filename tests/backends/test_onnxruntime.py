@@ -399,3 +399,26 @@ def test_rows_of_single_numbers_are_reshaped_for_the_model(tmp_path: Path) -> No
     outputs = BACKEND.load(spec_of(config, tmp_path)).execute(batch_of({"x": np.ones((3, 1), np.float32)}))
     assert isinstance(outputs, dict)
     assert outputs["y"].shape == (3, 1)
+
+
+def test_scalar_inputs_and_outputs_of_unknown_shape(tmp_path: Path) -> None:
+    save(
+        tmp_path,
+        [helper.make_node("Mul", ["x", "by"], ["y"])],
+        [("x", TensorProto.FLOAT, None), ("by", TensorProto.FLOAT, [])],
+        [("y", TensorProto.FLOAT, None)],
+    )
+    with pytest.raises(ConfigError, match=r"output: 'y' is missing; expected its data_type and dims"):
+        BACKEND.complete(config_of("onnxruntime"), tmp_path, 1)
+    given = config_of("onnxruntime", outputs=[tensor("y", "FP32", 1)])
+    config = BACKEND.complete(given, tmp_path, 1)
+    assert config.max_batch_size == 0
+    assert config.inputs == (tensor("x", "FP32", 1, reshape=()), tensor("by", "FP32", 1, reshape=()))
+    two = np.full(1, 2, np.float32)
+    inputs = {"x": two, "by": two}
+    config = BACKEND.complete(
+        config_of("onnxruntime", outputs=[tensor("y", "FP32", 1, reshape=())]), tmp_path, 1
+    )
+    outputs = BACKEND.load(spec_of(config, tmp_path)).execute(batch_of(inputs, batched=False))
+    assert isinstance(outputs, dict)
+    assert outputs["y"].tolist() == [4]

@@ -99,7 +99,7 @@ class _Reshape:
         """
         lead, rest = array.shape[: self._lead], array.shape[self._lead :]
         sizes = iter([size for size, dim in zip(rest, self.source, strict=True) if dim == -1])
-        return array.reshape(*lead, *(next(sizes) if dim == -1 else dim for dim in self.target))
+        return array.reshape((*lead, *(next(sizes) if dim == -1 else dim for dim in self.target)))
 
 
 def _shaped(inputs: Mapping[str, Array], reshapes: Mapping[str, _Reshape]) -> Mapping[str, Array]:

@@ -35,17 +35,20 @@ def read_signature(session: Any, path: str) -> FileSignature:
     return FileSignature(
         path=path,
         inputs=[_tensor(node, path) for node in session.get_inputs()],
-        outputs=[_tensor(node, path) for node in session.get_outputs()],
+        # The library gives [] both for a scalar and for a shape the file leaves out. Exporters always give
+        # the shapes of inputs; of outputs they often do not know it, so the configuration is asked.
+        outputs=[_tensor(node, path, unknown=[]) for node in session.get_outputs()],
     )
 
 
-def _tensor(node: Any, path: str) -> FileTensor:
+def _tensor(node: Any, path: str, unknown: list[int] | None = None) -> FileTensor:
     datatype = DATATYPES.get(node.type)
     if datatype is None:
         raise ConfigError(
             f"{path}: tensor {node.name!r}: found type {node.type}; expected one of {', '.join(DATATYPES)}"
         )
-    # Variable dimensions are names, or None for nameless ones. The library gives [] both for a scalar and for
-    # a shape the file leaves out; nobody batches scalars, so the configuration is asked.
+    if node.shape == unknown:
+        return FileTensor(name=node.name, datatype=datatype, shape=None)
+    # Variable dimensions are names, or None for nameless ones.
     shape = tuple(dim if isinstance(dim, int) else -1 for dim in node.shape)
-    return FileTensor(name=node.name, datatype=datatype, shape=shape or None)
+    return FileTensor(name=node.name, datatype=datatype, shape=shape)
