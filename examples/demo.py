@@ -21,10 +21,10 @@ from tritonclient.utils import InferenceServerException  # type: ignore[import-u
 from examples.build_models import DEFAULT_CACHE, DEFAULT_OUT, build_all  # noqa: E402
 from examples.showcase import file_types, perceptron, sentences, speech  # noqa: E402
 from examples.showcase.clients import GrpcClient, HttpClient, Statistics  # noqa: E402
-from examples.showcase.server import serving  # noqa: E402
+from examples.showcase.server import serving, tail  # noqa: E402
 from examples.showcase.stage import Row, Stage  # noqa: E402
 from examples.zoo import RECIPES  # noqa: E402
-from qinfer.errors import QInferError, SetupError  # noqa: E402
+from qinfer.errors import InternalError, QInferError, SetupError  # noqa: E402
 
 SCENARIOS: dict[str, Callable[[Stage], list[Row]]] = {
     file_types.MODEL: file_types.run,
@@ -46,7 +46,7 @@ def play(repository: Path, *, requests: int, console: Console) -> list[Row]:
     Raises:
         SetupError: nothing to serve.
         Unavailable: the server did not start.
-        InternalError: the server did not stop well.
+        InternalError: the server failed a request or did not stop well.
     """
     models = {
         recipe.name: recipe.backend
@@ -56,9 +56,10 @@ def play(repository: Path, *, requests: int, console: Console) -> list[Row]:
     if not models:
         raise SetupError(f"{repository}: holds no example model whose backend is installed")
     with tempfile.TemporaryDirectory(prefix="qinfer-demo-") as folder:
+        log = Path(folder) / "server.log"
         console.print(f"starting qinfer serve with {', '.join(models)}", highlight=False)
         started = time.monotonic()
-        with serving(repository, list(models), Path(folder) / "server.log") as endpoints:
+        with serving(repository, list(models), log) as endpoints:
             console.print(f"ready after {time.monotonic() - started:.1f} s", highlight=False)
             http, grpc = HttpClient(endpoints.http), GrpcClient(endpoints.grpc)
             try:
@@ -71,6 +72,10 @@ def play(repository: Path, *, requests: int, console: Console) -> list[Row]:
                     console=console,
                 )
                 return [row for model, run in SCENARIOS.items() if model in models for row in run(stage)]
+            except InferenceServerException as error:
+                raise InternalError(
+                    f"the server failed a request: {error}; its log ends:\n{tail(log)}"
+                ) from error
             finally:
                 http.close()
                 grpc.close()
@@ -126,8 +131,6 @@ def main(models: Path, cache: Path, requests: int) -> None:
         rows = play(models, requests=requests, console=console)
     except QInferError as error:
         raise click.ClickException(error.message) from None
-    except InferenceServerException as error:
-        raise click.ClickException(f"the server refused a request: {error}") from None
     console.print(summary(rows))
     for recipe in RECIPES:
         if missing := recipe.missing():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -51,17 +53,31 @@ class Client(Protocol):
 
 
 class HttpClient:
-    """`tritonclient.http` with the binary tensor extension."""
+    """`tritonclient.http` with the binary tensor extension.
+
+    Its own `async_infer` pauses for 10 ms after each request, too slow for requests to meet. Threads send
+    them side by side instead, and since a client belongs to its thread, each thread has one.
+    """
 
     via = "HTTP"
 
     def __init__(self, address: str) -> None:
-        self.triton = triton_http.InferenceServerClient(
-            address,
-            concurrency=MAX_CONCURRENCY,
-            connection_timeout=REQUEST_TIMEOUT_S,
-            network_timeout=REQUEST_TIMEOUT_S,
-        )
+        self._address = address
+        self._local = threading.local()
+        self._opened: list[Any] = []
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENCY, thread_name_prefix="http-client")
+
+    @property
+    def triton(self) -> Any:
+        """The calling thread's `tritonclient.http.InferenceServerClient`."""
+        client = getattr(self._local, "client", None)
+        if client is None:
+            client = triton_http.InferenceServerClient(
+                self._address, connection_timeout=REQUEST_TIMEOUT_S, network_timeout=REQUEST_TIMEOUT_S
+            )
+            self._local.client = client
+            self._opened.append(client)
+        return client
 
     def infer(self, model: str, inputs: Tensors, outputs: Sequence[str]) -> Tensors:
         answer = self.triton.infer(
@@ -70,17 +86,12 @@ class HttpClient:
         return {name: answer.as_numpy(name) for name in outputs}
 
     def infer_many(self, model: str, requests: Sequence[Tensors], outputs: Sequence[str]) -> list[Tensors]:
-        pending = [
-            self.triton.async_infer(
-                model, _inputs(triton_http, inputs), outputs=_outputs(triton_http, outputs)
-            )
-            for inputs in requests
-        ]
-        answers = [handle.get_result(timeout=REQUEST_TIMEOUT_S) for handle in pending]
-        return [{name: answer.as_numpy(name) for name in outputs} for answer in answers]
+        return list(self._threads.map(lambda inputs: self.infer(model, inputs, outputs), requests))
 
     def close(self) -> None:
-        self.triton.close()
+        self._threads.shutdown()
+        for client in self._opened:
+            client.close()
 
 
 class GrpcClient:
