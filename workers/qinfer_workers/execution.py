@@ -17,7 +17,7 @@ from qinfer.datatypes import Array, encode_bytes, to_raw
 from qinfer.errors import ModelFailed, QInferError
 from qinfer.message import Response, Tensor, WireError
 from qinfer.repository import ModelConfig
-from qinfer_workers.backends.base import Instance, Outputs
+from qinfer_workers.backends.base import Instance, Outputs, OutputsWithParameters
 from qinfer_workers.batch import Batch, Member
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,8 @@ class Executor:
                 member.response = _failure(member, ModelFailed(f"model {self._name!r}: {error}"))
             else:
                 member.response = _success(member, tensors)
+                if isinstance(result, OutputsWithParameters):
+                    member.response.parameters = dict(result.parameters)
 
 
 class _Column:

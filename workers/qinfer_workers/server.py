@@ -15,6 +15,7 @@ from qinfer.lifecycle import until_stopped
 from qinfer.telemetry.metrics import WorkerCollector, new_registry
 from qinfer.telemetry.server import MetricsServer
 from qinfer.telemetry.tracing import tracing_from_env
+from qinfer_workers.backends.python.triton.metrics import ModelMetrics
 from qinfer_workers.options import WorkerOptions
 from qinfer_workers.worker import Worker
 
@@ -39,7 +40,7 @@ async def serve(options: WorkerOptions) -> None:
             stack.push_async_callback(asyncio.to_thread, tracing.close)
         worker = Worker(options, bus, tracing)
         if options.metrics_port >= 0:
-            registry = new_registry("worker", WorkerCollector(worker.stats))
+            registry = new_registry("worker", WorkerCollector(worker.stats), ModelMetrics())
             await stack.enter_async_context(
                 MetricsServer(options.metrics_host, options.metrics_port, registry)
             )
