@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +59,7 @@ def play(repository: Path, *, requests: int, console: Console) -> list[Row]:
         raise SetupError(f"{repository}: holds no example model whose backend is installed")
     with tempfile.TemporaryDirectory(prefix="qinfer-demo-") as folder:
         log = Path(folder) / "server.log"
-        console.print(f"starting qinfer serve with {', '.join(models)}", highlight=False)
+        console.print(f"starting qinfer serve with {', '.join(models)}", highlight=False, soft_wrap=True)
         started = time.monotonic()
         with serving(repository, list(models), log) as endpoints:
             console.print(f"ready after {time.monotonic() - started:.1f} s", highlight=False)
@@ -82,18 +84,25 @@ def play(repository: Path, *, requests: int, console: Console) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> Table:
-    """The report: a line a model and transport."""
-    table = Table(title="What was served", title_justify="left")
-    for column in ("model", "backend", "via", "input", "answer"):
-        table.add_column(column, overflow="ellipsis", no_wrap=column != "answer")
-    for column in ("p50 ms", "batch mean/max", "same as direct"):
+    """The report, for terminals of 80 columns and more: model over backend, input over answer."""
+    table = Table(title="What was served", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 1, 0))
+    table.add_column("model\nbackend", no_wrap=True)
+    table.add_column("via", no_wrap=True)
+    table.add_column("input\nanswer")
+    for column in ("p50\nms", "batch size\nmean / max", "same as\ndirect"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        verdict = "[green]all[/]" if not row.wrong else f"[bold red]{row.wrong} WRONG[/]"
+        wrong = f"[bold red]{row.wrong} of {row.answers}\nWRONG[/]"
         table.add_row(
-            row.model, row.backend, row.via, row.asked, row.answered, f"{row.latency_ms:.1f}",
-            f"{row.batches.mean:.1f} / {row.batches.largest}", f"{verdict} of {row.answers}",
-        )  # fmt: skip
+            f"[bold]{row.model}[/]\n{row.backend}",
+            row.via,
+            f"{escape(row.asked)}\n[dim]{escape(row.answered)}[/]",
+            f"{row.latency_ms:.1f}",
+            f"{row.batches.mean:.1f} / {row.batches.largest}",
+            f"[bold red]{row.wrong} of {row.answers}\nWRONG[/]"
+            if row.wrong
+            else f"[green]all {row.answers}[/]",
+        )
     return table
 
 

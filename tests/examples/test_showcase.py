@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from examples import demo
 from examples.demo import summary
 from examples.showcase.clients import Counts
 from examples.showcase.direct import same
@@ -61,13 +63,26 @@ def _row(wrong: int) -> Row:
     )  # fmt: skip
 
 
-def test_the_report_shows_batches_and_wrong_answers() -> None:
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_report_shows_batches_and_wrong_answers(width: int) -> None:
     output = StringIO()
-    Console(file=output, width=160).print(summary([_row(0), _row(3)]))
+    Console(file=output, width=width).print(summary([_row(0), _row(3)]))
     right, wrong = (line for line in output.getvalue().splitlines() if "mlp" in line)
     assert "6.0 / 8" in right
-    assert "all of 24" in right
-    assert "3 WRONG of 24" in wrong
+    assert "all 24" in right
+    assert "3 of 24" in wrong
+    assert output.getvalue().count("WRONG") == 1
+
+
+@pytest.mark.parametrize(("wrong", "status"), [(0, 0), (3, 1)])
+def test_a_wrong_answer_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, status: int
+) -> None:
+    monkeypatch.setattr(demo, "build_all", lambda *_, **__: [])
+    monkeypatch.setattr(demo, "play", lambda *_, **__: [_row(wrong)])
+    result = CliRunner().invoke(demo.main, ["--models", str(tmp_path)])
+    assert result.exit_code == status
+    assert f"24 answers compared, {wrong} wrong" in result.output
 
 
 def test_free_ports_differ() -> None:
