@@ -53,8 +53,9 @@ class Document:
     positions: Mapping[str, Position] = field(default_factory=dict)
 
     def error(self, faults: Iterable[Fault]) -> ConfigError:
-        """One error that tells of all faults, a line each."""
-        return config_error(self.name, [fault._replace(position=self._position(fault)) for fault in faults])
+        """One error that tells of all faults, a line each, in the order of the file."""
+        placed = [fault._replace(position=self._position(fault)) for fault in faults]
+        return config_error(self.name, sorted(placed, key=lambda fault: fault.position or Position(0, 0)))
 
     def _position(self, fault: Fault) -> Position | None:
         """Where a field is, or else the innermost given field around it."""
@@ -112,5 +113,7 @@ def an_integer(field: FieldDescriptor) -> str:
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     names = [*names]
-    close = get_close_matches(name, names, n=1, cutoff=0.75)
+    # FP32 or cpu for TYPE_FP32 or KIND_CPU is the commonest slip of all.
+    close = [full for full in names if full.upper().endswith(f"_{name.upper()}")]
+    close = close if len(close) == 1 else get_close_matches(name, names, n=1, cutoff=0.75)
     return f"{close[0]} (or another of {len(names)})" if close else f"one of {', '.join(names)}"

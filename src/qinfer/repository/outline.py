@@ -108,10 +108,7 @@ class Outline:
             self._open_message(scope, position)
         elif piece == "[" and not scope.is_list:
             scope.after_colon = False
-            path = scope.element()
-            base, bracket, index = path.rpartition("[")
-            first = int(index[:-1]) if bracket and path.endswith("]") else 0
-            self._scopes.append(_Scope(base if bracket else path, _type(scope.current), True, first))
+            self._open_list(scope)
         elif piece in "}>]" and len(self._scopes) > 1:
             closed = self._scopes.pop()
             if closed.is_list:
@@ -121,6 +118,13 @@ class Outline:
             self._marks.append((after, self._scopes[-1].path))
         elif piece not in ",;":
             self._marks.append((position, scope.path))
+
+    def _open_list(self, scope: _Scope) -> None:
+        path = join(scope.path, scope.name) if scope.name else ""
+        first = scope.seen[scope.name] - 1 if path else 0
+        if path:
+            self._marks[-1] = (self._marks[-1][0], path)  # the name is the list's, not an element's
+        self._scopes.append(_Scope(path, _type(scope.current), is_list=True, index=first))
 
     def _open_message(self, scope: _Scope, position: Position) -> None:
         scope.after_colon = False

@@ -117,8 +117,8 @@ def _guess(default: str, filenames: Iterable[str]) -> _Spelling | Fault:
         return spelling
     if spellings:
         return Fault("backend", f"not given, and {' and '.join(sorted(found))} are both there; expected one")
-    files = default or "the version's files"
-    return Fault("backend", f"not given, and {files} do not tell; expected backend, or {_filenames()}")
+    silent = f"{default} does not tell" if default else "the version's files do not tell"
+    return Fault("backend", f"not given, and {silent}; expected backend, or {_filenames()}")
 
 
 def _platforms() -> str:

@@ -177,16 +177,16 @@ def _shape(path: str, tensor: ModelInput | ModelOutput) -> Iterator[Fault]:
             "found none; expected one or more (a single number is `dims: [ 1 ]`, with `reshape` to an empty"
             f" `shape` if the model wants no dimension){complete}",
         )
-    yield from _sizes(f"{path}.dims", tensor.dims)
-    if tensor.HasField("reshape"):
-        shape = tensor.reshape.shape
-        yield from _sizes(f"{path}.reshape.shape", shape)
-        if tensor.dims and _chunks(tensor.dims) != _chunks(shape):
-            yield Fault(
-                f"{path}.reshape.shape",
-                f"found {[*shape]}; expected as many elements as dims {[*tensor.dims]},"
-                " before, between and after variable dimensions",
-            )
+    shape = tensor.reshape.shape
+    wrong = [*_sizes(f"{path}.dims", tensor.dims), *_sizes(f"{path}.reshape.shape", shape)]
+    yield from wrong
+    comparable = tensor.HasField("reshape") and tensor.dims and not wrong
+    if comparable and _chunks(tensor.dims) != _chunks(shape):
+        yield Fault(
+            f"{path}.reshape.shape",
+            f"found {[*shape]}; expected as many elements as dims {[*tensor.dims]},"
+            " before, between and after variable dimensions",
+        )
 
 
 def _sizes(path: str, dims: Iterable[int]) -> Iterator[Fault]:
