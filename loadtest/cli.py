@@ -18,6 +18,7 @@ from loadtest.cpu_table import cpu_table
 from loadtest.measure import Load, measure
 from loadtest.peers import PEERS
 from loadtest.server import Server
+from loadtest.verify import verify
 from qinfer.errors import QInferError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def cpu(
             _folder(keep) as folder,
             Server(PEERS[name], cache=_CACHE, folder=folder / name) as server,
         ):
-            server.verify()
+            verify(server, [wire])
             for repeat in range(1, repeats + 1):
                 measurement, spent = measure(server, load, cache=_CACHE, repeat=repeat)
                 Console().print(cpu_table(measurement, spent, threads=threads))
@@ -204,12 +205,14 @@ def _invocation() -> str:
 
 @contextmanager
 def _folder(keep: bool) -> Iterator[Path]:
-    """A folder for one run; removed at its end unless it is to be kept."""
+    """A folder for one run; removed at its end unless it is to be kept, or an error names a log in it."""
     path = Path(tempfile.mkdtemp(prefix="qinfer-loadtest-"))
+    succeeded = False
     try:
         yield path
+        succeeded = True
     finally:
-        if keep:
+        if keep or not succeeded:
             _console.print(f"kept {path}")
         else:
             shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ import msgspec
 
 from loadtest import clients, processes
 from loadtest.mlp import example_rows
-from loadtest.server import DISTINCT_REQUESTS, Server
+from loadtest.verify import DISTINCT_REQUESTS, requests_file
 from qinfer.errors import ModelFailed
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadtest.peers.base import Counters
+    from loadtest.server import Server
 
 _SETTLE_SECONDS = 5.0
 _SETTLE_STEP_SECONDS = 0.25
@@ -174,7 +175,7 @@ def cost_by_role(spent: Iterable[processes.Process], requests: int) -> dict[str,
 def _generator(server: Server, load: Load, cache: Path) -> Callable[[float], clients.Outcome]:
     connections = load.connections
     if load.wire == "http-json":
-        bodies = server.folder / "requests.txt"
+        bodies = requests_file(server)
         return lambda duration: clients.run_wrk(
             server.infer_url, bodies, connections=connections, duration=duration
         )

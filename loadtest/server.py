@@ -1,4 +1,4 @@
-"""A server under test: started in a folder of its own, checked, and stopped again."""
+"""A server under test: started in a folder of its own, and stopped again."""
 
 from __future__ import annotations
 
@@ -7,23 +7,16 @@ import signal
 import socket
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from loadtest import processes
-from loadtest.mlp import Floats, build_mlp, example_rows, reference
-from loadtest.peers.base import Peer, Ports, post
-from qinfer.errors import ModelFailed, Unavailable
+from loadtest.peers.base import Peer, Ports
+from qinfer.errors import Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
-
-DISTINCT_REQUESTS = 32
-"""How many different rows the load consists of."""
 
 _START_SECONDS = 120.0
 _STOP_SECONDS = 30.0
@@ -93,27 +86,6 @@ class Server:
         """
         return processes.snapshot(self.pid, self.peer.role)
 
-    def verify(self) -> Path:
-        """Compare the server's answers with onnxruntime's, first one at a time, then all at once in batches.
-
-        Returns:
-            A file with the request bodies, one a line, to make load of.
-
-        Raises:
-            ModelFailed: an answer is wrong or missing.
-        """
-        build_mlp(self.folder / "reference.onnx")
-        rows = example_rows(DISTINCT_REQUESTS)
-        expected = reference(self.folder / "reference.onnx", rows)
-        bodies = [self.peer.body(row) for row in rows]
-        self._check(0, self._ask(bodies[0]), expected[0])
-        with ThreadPoolExecutor(len(bodies)) as pool:
-            for index, answer in enumerate(pool.map(self._ask, bodies)):
-                self._check(index, answer, expected[index])
-        path = self.folder / "requests.txt"
-        path.write_bytes(b"\n".join(bodies) + b"\n")
-        return path
-
     def _stop(self) -> None:
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
@@ -126,19 +98,6 @@ class Server:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait(_STOP_SECONDS)
-
-    def _ask(self, body: bytes) -> Floats:
-        try:
-            return self.peer.answer(post(self.infer_url, body))
-        except OSError as error:
-            raise ModelFailed(f"{self.peer.name}: {self.infer_url}: {error}; see {self.log}") from error
-
-    def _check(self, index: int, answer: Floats, expected: Floats) -> None:
-        if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=1e-4, atol=1e-5):
-            raise ModelFailed(
-                f"{self.peer.name}: wrong answer to example row {index}: {answer.tolist()}; "
-                f"expected {expected.tolist()}"
-            )
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

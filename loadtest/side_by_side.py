@@ -15,6 +15,7 @@ from loadtest.measure import Load, Measurement, measure
 from loadtest.peers import PEERS
 from loadtest.results import Result, ServerInfo, Settings
 from loadtest.server import Server
+from loadtest.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +81,7 @@ def run(plan: Plan, *, cache: Path, folder: Path, command: str, progress: Callab
         for name in plan.peers:
             progress(f"starting {PEERS[name].title}")
             server = stack.enter_context(Server(PEERS[name], cache=cache, folder=folder / name))
-            server.verify()
+            verify(server, [wire for wire in plan.wires if wire in server.peer.wires])
             servers.append(server)
         infos = {server.peer.name: _info(server, plan.idle, cache, folder) for server in servers}
         measurements = _measure_all(plan, servers, cache, progress)
@@ -107,11 +108,10 @@ def _measure_all(
     for repeat in range(1, plan.repeats + 1):
         for load in plan.loads():
             for server in servers:
-                if load.wire != "http-json" and not server.peer.grpc:
-                    continue
-                measurement, _ = measure(server, load, cache=cache, repeat=repeat)
-                measurements.append(measurement)
-                progress(_line(plan, measurement))
+                if load.wire in server.peer.wires:
+                    measurement, _ = measure(server, load, cache=cache, repeat=repeat)
+                    measurements.append(measurement)
+                    progress(_line(plan, measurement))
     return measurements
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from loadtest.clients import Wire
+
 HTTP_SECONDS = 30.0
 """How long any single call to a server may take."""
 
@@ -70,8 +72,8 @@ class Peer(Protocol):
         """Path of the inference route."""
 
     @property
-    def grpc(self) -> bool:
-        """Whether it serves the Open Inference Protocol over gRPC, for `perf_analyzer`."""
+    def wires(self) -> Sequence[Wire]:
+        """How it can be asked. All but "http-json" mean the Open Inference Protocol, for `perf_analyzer`."""
 
     def prepare(self, cache: Path) -> None:
         """Install what the server needs below `cache`; do nothing where it is already there.
@@ -106,7 +108,7 @@ class OpenInference:
     """What peers that speak the Open Inference Protocol (v2) with Triton's statistics have in common."""
 
     infer_path = f"/v2/models/{MODEL_NAME}/infer"
-    grpc = True
+    wires: Sequence[Wire] = ("http-json", "http-binary", "grpc")
 
     def is_ready(self, base: str) -> bool:
         try:

@@ -19,7 +19,7 @@ class TinyPeer(OpenInference):
 
     title = "Tiny server"
     remark = "It has no batching."
-    grpc = False
+    wires = ("http-json",)
 
     def __init__(self, name: str = "tiny", fault: str = "") -> None:
         self.name = name

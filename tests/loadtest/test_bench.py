@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from loadtest import cli, report
 from loadtest.measure import Load, measure
 from loadtest.server import Server
+from loadtest.verify import requests_file, verify
 
 from qinfer.errors import ModelFailed
 
@@ -23,7 +24,7 @@ Tiny = Callable[..., AbstractContextManager[Server]]
 
 def test_a_measurement_adds_up(tiny: Tiny, tmp_path: Path) -> None:
     with tiny() as server:
-        server.verify()
+        verify(server, server.peer.wires)
         start = server.peer.counters(server.ports.base)
         result, spent = measure(server, LOAD, cache=tmp_path)
         end = server.peer.counters(server.ports.base)
@@ -45,7 +46,7 @@ def test_a_measurement_adds_up(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_server_that_refuses_everything_has_no_figures(tiny: Tiny, tmp_path: Path) -> None:
     with tiny("refuse") as server:
-        (server.folder / "requests.txt").write_bytes(b'{"inputs":[]}\n')
+        requests_file(server).write_bytes(b'{"inputs":[]}\n')
         with pytest.raises(ModelFailed, match=r"all requests failed: \{'status': \d+"):
             measure(server, LOAD, cache=tmp_path)
 

@@ -11,7 +11,8 @@ import pytest
 from loadtest.mlp import example_rows
 from loadtest.peers import QInfer, Triton
 from loadtest.peers.base import Ports
-from loadtest.server import DISTINCT_REQUESTS, Server
+from loadtest.server import Server
+from loadtest.verify import DISTINCT_REQUESTS, requests_file, verify
 
 from qinfer.errors import ModelFailed, Unavailable
 
@@ -20,7 +21,8 @@ Tiny = Callable[..., AbstractContextManager[Server]]
 
 def test_runs_within_its_context_and_answers_like_onnxruntime(tiny: Tiny) -> None:
     with tiny() as server:
-        bodies = server.verify().read_bytes().splitlines()
+        verify(server, server.peer.wires)
+        bodies = requests_file(server).read_bytes().splitlines()
         pid = server.pid
         counters = server.peer.counters(server.ports.base)
         assert [item.role for item in server.snapshot().values()] == ["front"]
@@ -38,7 +40,7 @@ def test_runs_within_its_context_and_answers_like_onnxruntime(tiny: Tiny) -> Non
 )
 def test_a_server_that_answers_wrongly_is_not_measured(tiny: Tiny, fault: str, message: str) -> None:
     with tiny(fault) as server, pytest.raises(ModelFailed, match=message):
-        server.verify()
+        verify(server, server.peer.wires)
 
 
 def test_a_server_that_does_not_start_shows_its_log(tiny: Tiny) -> None:
