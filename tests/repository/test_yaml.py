@@ -119,6 +119,13 @@ def test_all_faults_are_told_at_once_but_not_without_end() -> None:
     assert many[-1] == f"FILE: and {100 - MAX_FAULTS} more"
 
 
+def test_values_cannot_break_or_flood_a_message() -> None:
+    assert error('max_batch_size: "a\\nb\\e[31m"').startswith(
+        r"FILE: 1:17: max_batch_size: found a\nb\x1b[31m; "
+    )
+    assert len(error(f"max_batch_size: {'9' * 100_000}")) < 2000
+
+
 def test_tags_make_no_objects() -> None:
     assert "expected a string" in error("name: !!python/object/apply:os.getcwd []")
 

@@ -16,6 +16,9 @@ from qinfer.proto import ModelConfig
 MAX_FAULTS = 20
 """Faults of one file that an error tells of one by one."""
 
+MAX_LINE = 1200
+"""Most characters of one line of an error."""
+
 
 class Position(NamedTuple):
     """A place in a text; both from 1."""
@@ -71,10 +74,16 @@ def config_error(name: str, faults: Iterable[Fault]) -> ConfigError:
     lines = []
     for fault in faults[:MAX_FAULTS]:
         where = "" if fault.position is None else f"{fault.position.line}:{fault.position.column}: "
-        lines.append(f"{name}: {where}{fault.field and fault.field + ': '}{fault.text}")
+        lines.append(_line(f"{name}: {where}{fault.field and fault.field + ': '}{fault.text}"))
     if len(faults) > MAX_FAULTS:
         lines.append(f"{name}: and {len(faults) - MAX_FAULTS} more")
     return ConfigError("\n".join(lines))
+
+
+def _line(text: str) -> str:
+    """Text in which what a file holds can neither break the line, nor drive a terminal, nor be endless."""
+    text = text if len(text) <= MAX_LINE else text[:MAX_LINE] + "..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def type_of(message: Message | type[Message]) -> Descriptor:
