@@ -133,20 +133,25 @@ def to_numpy(name: str, shape: Iterable[int], data: bytes | memoryview) -> Array
     Arrays are read-only where `data` is. Numpy reads unaligned data too, so a view is always possible.
 
     Raises:
-        InvalidRequest: unknown datatype, or the size does not fit the shape.
+        InvalidRequest: unknown datatype, no possible shape, or the size does not fit the shape.
     """
     kind = datatype(name)
     dims = tuple(shape)
     count = prod(dims)
     if kind.itemsize == 0:
+        elements = decode_bytes(data, count)  # before memory is taken for as many as a shape claims
         array = np.empty(count, dtype=object)
-        array[:] = decode_bytes(data, count)
-        return array.reshape(dims)
-    if len(data) != count * kind.itemsize:
+        array[:] = elements
+    elif len(data) != count * kind.itemsize:
         raise InvalidRequest(
             f"{name} tensor of shape {list(dims)} needs {count * kind.itemsize} bytes; got {len(data)}"
         )
-    return np.frombuffer(data, dtype=kind.dtype).reshape(dims)
+    else:
+        array = np.frombuffer(data, dtype=kind.dtype)
+    try:
+        return array.reshape(dims)
+    except ValueError as error:  # negative, more dimensions or larger ones than numpy has
+        raise InvalidRequest(f"shape {list(dims)[:80]}: {error}") from None
 
 
 def to_raw(name: str, array: Array) -> bytes | memoryview:

@@ -117,7 +117,9 @@ class WireError(msgspec.Struct, array_like=True, gc=False):
 
     @classmethod
     def of(cls, error: QInferError) -> WireError:
-        return cls(error.reason, error.message, error.retry_after)
+        # Model code may put anything into a message: half a surrogate pair has no UTF-8.
+        message = error.message.encode(errors="backslashreplace").decode()
+        return cls(error.reason, message, error.retry_after)
 
     def exception(self) -> QInferError:
         return from_reason(self.reason, self.message, self.retry_after)
@@ -180,6 +182,9 @@ class _Envelope(msgspec.Struct, array_like=True):
     reply_to: str
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding bytes from anywhere may raise: not MessagePack, not UTF-8, nested without end."""
+
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(RequestFrame)
 _responses = msgspec.msgpack.Decoder(ResponseFrame)
@@ -198,7 +203,7 @@ def decode_request_frame(data: bytes) -> RequestFrame:
     """
     try:
         frame = _requests.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         _check_version(data)
         raise MalformedMessage(f"not a request frame: {error}") from None
     if frame.version != PROTOCOL_VERSION:
@@ -215,7 +220,7 @@ def decode_response_frame(data: bytes) -> ResponseFrame:
     """
     try:
         frame = _responses.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         _check_version(data)
         raise MalformedMessage(f"not a response frame: {error}") from None
     if frame.version != PROTOCOL_VERSION:
@@ -227,7 +232,7 @@ def reply_address(data: bytes) -> str:
     """The reply subject of a frame of any version, even one that cannot be read further; "" if none."""
     try:
         return _envelope.decode(data).reply_to
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return ""
 
 
@@ -235,7 +240,7 @@ def _check_version(data: bytes) -> None:
     """Tell a frame of another version from garbage: the first two elements are the same in every version."""
     try:
         envelope = _envelope.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return
     if envelope.version != PROTOCOL_VERSION:
         raise _unsupported(envelope.version)

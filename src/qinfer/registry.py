@@ -245,11 +245,12 @@ class Directory:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT / 2)
+            now = self._loop.time()
             if not self._bus.connected:
-                continue  # no news is no sign of death while the line is cut
-            dead = [
-                key for key, (_, seen) in self._workers.items() if self._loop.time() - seen > WORKER_LIFETIME
-            ]
+                # No news is no sign of death while the line is cut, nor right after.
+                self._workers = {key: (record, now) for key, (record, _) in self._workers.items()}
+                continue
+            dead = [key for key, (_, seen) in self._workers.items() if now - seen > WORKER_LIFETIME]
             for key in dead:
                 logger.warning("worker %s has not been heard of for %.0f s", key, WORKER_LIFETIME)
                 del self._workers[key]
@@ -270,6 +271,6 @@ class Directory:
 def _decode(decoder: msgspec.msgpack.Decoder[T], key: str, value: bytes) -> T | None:
     try:
         return decoder.decode(value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         logger.warning("registry entry %s is unreadable: %s", key, error)
         return None

@@ -89,8 +89,10 @@ class Signature:
 
     def _rows(self, inputs: Sequence[Tensor]) -> int:
         first = inputs[0]
-        rows = first.shape[0]
+        rows = first.shape[0] if first.shape else 0
         for tensor in inputs:
+            if not tensor.shape:  # its plan may be known: () and (n,) have rows of the same shape
+                raise InvalidRequest(f"input {tensor.name!r}: shape [] has no batch dimension")
             if tensor.shape[0] != rows:
                 raise InvalidRequest(
                     f"inputs disagree about the batch size: {first.name!r} has {rows} rows, "

@@ -111,7 +111,7 @@ def decode_report(data: bytes) -> StatisticsReport:
     """
     try:
         return _report_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(f"not a statistics report: {error}") from None
 
 
