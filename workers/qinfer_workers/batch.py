@@ -19,6 +19,7 @@ class HeldFrame:
     """A frame this worker has taken and not ended yet. It is acked when its last request is answered.
 
     Attributes:
+        arrived: when it came, of the event loop's clock.
         open: requests not answered yet.
         received_ns: when it came, of `time.perf_counter_ns`.
         age_ns: how long it had waited at the broker then.
@@ -26,7 +27,7 @@ class HeldFrame:
         unsent: an answer could not be published: the frame has to be delivered again.
     """
 
-    __slots__ = ("age_ns", "delivery", "open", "received_ns", "reply_to", "sign_of_life", "unsent")
+    __slots__ = ("age_ns", "arrived", "delivery", "open", "received_ns", "reply_to", "sign_of_life", "unsent")
 
     def __init__(self, delivery: Delivery, frame: RequestFrame, received_ns: int, now: float) -> None:
         self.delivery = delivery
@@ -34,7 +35,7 @@ class HeldFrame:
         self.open = len(frame.requests)
         self.received_ns = received_ns
         self.age_ns = 0
-        self.sign_of_life = now
+        self.arrived = self.sign_of_life = now
         self.unsent = False
 
 

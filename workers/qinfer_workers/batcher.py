@@ -181,7 +181,7 @@ class Batcher:
             del self._windows[plan]
         elif window.deadline <= now or members:
             window.deadline = min(member.deadline for member in waiting)
-            window.opened = now
+            window.opened = waiting[0].frame.arrived  # the delay bounds each request's wait, not a window's
         if late:
             self._expired(late)
         return Batch(members, reason, batched=self._batched) if members else None

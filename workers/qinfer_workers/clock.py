@@ -27,7 +27,7 @@ class BrokerClock:
 
         Args:
             stored_us: the broker's store time, Unix microseconds of its clock.
-            now_us: Unix microseconds of this host's clock.
+            now_us: microseconds of a steady clock of this host, which nobody sets: its zero does not matter.
         """
         difference = now_us - stored_us
         if self._current is None or difference < self._current:

@@ -62,7 +62,7 @@ class Executor:
                 self._split(batch, result)
             else:
                 self._assign(batch, result)
-        except Exception as error:  # noqa: BLE001 (model code may raise anything; every member is answered)
+        except BaseException as error:  # noqa: BLE001 (model code may even exit; every member is answered)
             timing.input_ns += prepared - start
             timing.infer_ns += perf_counter_ns() - prepared
             self._failed(batch, error, timing)
@@ -71,7 +71,7 @@ class Executor:
         timing.infer_ns += done - prepared
         timing.output_ns += perf_counter_ns() - done
 
-    def _failed(self, batch: Batch, error: Exception, timing: Timing) -> None:
+    def _failed(self, batch: Batch, error: BaseException, timing: Timing) -> None:
         if len(batch.members) > 1:
             for half in batch.halves():
                 self._run(half, timing)
@@ -80,7 +80,7 @@ class Executor:
             failure = error
         else:
             logger.warning("model %s failed", self._name, exc_info=error)
-            failure = ModelFailed(f"model {self._name!r}: {type(error).__name__}: {error}")
+            failure = ModelFailed(f"model {self._name!r}: {_describe(error)}")
         batch.members[0].response = _failure(batch.members[0], failure)
 
     def _split(self, batch: Batch, outputs: Outputs) -> None:
@@ -154,6 +154,13 @@ class _Column:
         return Tensor(
             self.name, self.datatype, shape, self._raw[start * self._row_bytes : end * self._row_bytes]
         )
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 (an exception of model code that cannot be printed)
+        return type(error).__name__
 
 
 def _success(member: Member, tensors: list[Tensor]) -> Response:

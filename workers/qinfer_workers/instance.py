@@ -76,7 +76,7 @@ class InstanceThread:
             self._tell(self._refuse, error)
             self._tell(self._stopped.set)
             return
-        self._tell(self._loaded.set_result, None)
+        self._tell(self._accept)
         while (batch := self._queue.get()) is not None:
             started = perf_counter_ns()
             timing = executor.execute(batch)
@@ -86,9 +86,13 @@ class InstanceThread:
             del batch, completion
         try:
             executor.close()
-        except Exception:
+        except BaseException:  # model code may even exit; whoever awaits close() must hear of the end
             logger.exception("instance %s failed to close", self.name)
         self._tell(self._stopped.set)
+
+    def _accept(self) -> None:
+        if not self._loaded.done():  # whoever awaited start() may have been cancelled
+            self._loaded.set_result(None)
 
     def _refuse(self, error: BaseException) -> None:
         if not self._loaded.done():

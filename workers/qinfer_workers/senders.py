@@ -26,12 +26,18 @@ class Senders:
 
     def __init__(self) -> None:
         self._senders: dict[str, _Sender] = {}
+        self._swept = 0.0
+        self._crowded = False
 
     def arrived(self, reply_to: str, requests: int, in_flight: int, now: float) -> None:
         """A frame came in; `in_flight` is the sender's count at publishing, 0 if it does not tell."""
+        if now - self._swept > self.SILENCE:
+            self._forget(now)
         sender = self._senders.get(reply_to)
         if sender is None:
-            self._forget(now)
+            self._crowded = len(self._senders) >= _MAX_SENDERS
+            if self._crowded:
+                return
             sender = self._senders[reply_to] = _Sender()
         sender.heard = now
         sender.held += requests
@@ -41,12 +47,14 @@ class Senders:
         """Responses to that many of a sender's requests were published."""
         sender = self._senders.get(reply_to)
         if sender is not None:
-            sender.held -= requests
+            sender.held = max(0, sender.held - requests)  # some may have come before it was counted
             if sender.in_flight >= 0:
                 sender.in_flight = max(sender.in_flight - requests, sender.held)
 
     def company(self) -> int | None:
-        """Requests in flight that are not here yet; None when a sender does not tell."""
+        """Requests in flight that are not here yet; None when a sender does not tell or too many do."""
+        if self._crowded:
+            return None
         missing = 0
         for sender in self._senders.values():
             if sender.in_flight < 0:
@@ -55,10 +63,9 @@ class Senders:
         return missing
 
     def _forget(self, now: float) -> None:
-        """Drop senders that are silent; a new one is the occasion."""
+        """Drop senders that are silent: what they had in flight will not come any more."""
+        self._swept = now
+        self._crowded = False
         for reply_to, sender in list(self._senders.items()):
             if not sender.held and now - sender.heard > self.SILENCE:
                 del self._senders[reply_to]
-        if len(self._senders) >= _MAX_SENDERS:
-            # More live senders than are worth counting: nothing is known then.
-            self._senders.clear()

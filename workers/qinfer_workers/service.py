@@ -12,12 +12,19 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter_ns, time_ns
+from time import perf_counter_ns
 
 import msgspec
 
 from qinfer.bus import Bus, Consumer, Delivery, QueueSpec
-from qinfer.errors import BusUnavailable, DeadlineExceeded, ModelNotFound, PayloadTooLarge, QInferError
+from qinfer.errors import (
+    BusUnavailable,
+    DeadlineExceeded,
+    ModelFailed,
+    ModelNotFound,
+    PayloadTooLarge,
+    QInferError,
+)
 from qinfer.message import (
     PROTOCOL_VERSION,
     BatchInfo,
@@ -132,6 +139,7 @@ class ModelService:
         now = self._loop.time()
         held = HeldFrame(delivery, frame, received, now)
         if not frame.requests:
+            self._credit.top_up()
             delivery.ack()
             return
         self._held.add(held)
@@ -143,7 +151,7 @@ class ModelService:
     def _admit(self, frame: RequestFrame, held: HeldFrame, now: float) -> None:
         """Hand each request of a frame to its batcher, or answer it with what is wrong with it."""
         served = self.versions.get(frame.model_version) if frame.model_version else self._latest
-        age = self._clock.age_us(held.delivery.stored_us, time_ns() // 1000)
+        age = self._clock.age_us(held.delivery.stored_us, held.received_ns // 1000)
         held.age_ns = age * 1000
         rows = 0
         refused: list[tuple[Request, QInferError]] = []
@@ -186,7 +194,7 @@ class ModelService:
             if served is not None:
                 served.recorder.refused(error, request, held)
         version = served.version if served is not None else ""
-        self._answer(held.reply_to, version, _NO_BATCH, responses)
+        held.unsent = not self._answer(held.reply_to, version, _NO_BATCH, responses)
         for _ in responses:
             self._close_requests(held)
 
@@ -239,7 +247,12 @@ class ModelService:
         Returns False when the broker could not be reached: the requests must be run again.
         """
         try:
-            self._bus.reply(reply_to, encode(frame))
+            data = encode(frame)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            unsendable = ModelFailed(f"model {self.model!r}: its answer has no wire form: {error}")
+            return self._publish_parts(reply_to, frame, unsendable)
+        try:
+            self._bus.reply(reply_to, data)
         except PayloadTooLarge as error:
             return self._publish_parts(reply_to, frame, error)
         except BusUnavailable as error:
@@ -249,15 +262,16 @@ class ModelService:
             logger.warning("model %s: cannot answer %r: %s", self.model, reply_to[:80], error)
         return True
 
-    def _publish_parts(self, reply_to: str, frame: ResponseFrame, error: PayloadTooLarge) -> bool:
+    def _publish_parts(self, reply_to: str, frame: ResponseFrame, error: QInferError) -> bool:
+        """Publish halves of a frame that cannot be sent, down to the response that is the reason."""
         responses = frame.responses
         if len(responses) > 1:
             middle = len(responses) // 2
             parts = [responses[:middle], responses[middle:]]
-        elif responses[0].error is None:
+        elif responses and responses[0].error is None:
             parts = [[Response(responses[0].id, responses[0].attempt, WireError.of(error))]]
         else:
-            logger.warning("model %s: an error message is too large to send", self.model)
+            logger.warning("model %s: an error cannot be sent: %s", self.model, error)
             return True
         sent = [self._publish(reply_to, msgspec.structs.replace(frame, responses=part)) for part in parts]
         return all(sent)
