@@ -64,5 +64,4 @@ class Deadlines:
                 earliest = call.deadline
         for number in late:
             self._expire(number)
-        if earliest < float("inf"):
-            self._schedule(earliest)
+        self.add(earliest)  # unless one that is due before was added meanwhile

@@ -253,6 +253,15 @@ class Dispatcher:
         )
         try:
             self._bus.publish(target.model, target.wanted_version, data, partial(self._refused, numbers))
+        except PayloadTooLarge as error:
+            # Names and parameters are not in the sizes that frames are filled by: find out whose they are.
+            if len(requests) == 1:
+                self._refused(numbers, error)
+                return
+            rows_of = {request.id: rows for request, rows, _ in outgoing.requests}
+            for request in requests:
+                self._publish(outgoing, [request], rows_of[request.id], now_us)
+            return
         except QInferError as error:
             self._refused(numbers, error)
             return

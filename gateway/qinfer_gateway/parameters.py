@@ -48,6 +48,8 @@ def read_parameters(given: Mapping[str, Any] | None) -> RequestParameters:
             result.binary_output = value
         elif name.startswith("triton_") and name != _EMPTY_FINAL:
             raise InvalidRequest(f"parameter {name!r}: names that begin with 'triton_' are reserved")
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            raise InvalidRequest(f"parameter {name!r} is an integer of more than 64 bits")
         elif isinstance(value, bool | int | float | str):
             result.values[name] = value
         else:
