@@ -268,7 +268,7 @@ class NatsBus(Bus):
 
 
 def _refusal(message: Msg) -> QInferError:
-    """The error of a publish acknowledgement that is none (JetStream's PubAck with an error, or no stream)."""
+    """The error in a publish acknowledgement (JetStream's PubAck), or of a message nobody stores."""
     try:
         error = json.loads(message.data)["error"]
         code, description = int(error.get("err_code", 0)), str(error.get("description", ""))

@@ -130,7 +130,7 @@ class NatsConsumer(Consumer):
         try:
             self._connection.publish(subject, body, reply)
         except BusUnavailable:
-            # The broker delivers the frame again once its ack wait is over; its sender drops the second answer.
+            # The broker delivers the frame again when its ack wait is over; the second answer is dropped.
             logger.warning(
                 "could not tell the broker %r: the frame will be delivered again", body[:4].decode()
             )
