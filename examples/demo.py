@@ -99,9 +99,7 @@ def summary(rows: Sequence[Row]) -> Table:
             f"{escape(row.asked)}\n[dim]{escape(row.answered)}[/]",
             f"{row.latency_ms:.1f}",
             f"{row.batches.mean:.1f} / {row.batches.largest}",
-            f"[bold red]{row.wrong} of {row.answers}\nWRONG[/]"
-            if row.wrong
-            else f"[green]all {row.answers}[/]",
+            wrong if row.wrong else f"[green]all {row.answers}[/]",
         )
     return table
 
