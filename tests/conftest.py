@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from tests.helpers import served_models
+from tests.helpers.system import System, serving
 
 from qinfer.embedded import EmbeddedServer
 
@@ -21,3 +24,16 @@ async def nats_url() -> AsyncIterator[str]:
 @pytest.fixture
 def namespace() -> str:
     return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def served_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository of the system tests (`tests.helpers.served_models`); only to be read."""
+    return served_models.build(tmp_path_factory.mktemp("repository"))
+
+
+@pytest.fixture(scope="session")
+def system(served_repository: Path) -> Iterator[System]:
+    """One `qinfer serve` in processes of its own for all tests that break nothing."""
+    with serving(served_repository) as running:
+        yield running
