@@ -22,6 +22,7 @@ from qinfer.telemetry.tracing import Tracing, tracing_from_env
 from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.front import Front
+from qinfer_gateway.grpc.server import GrpcServer
 from qinfer_gateway.http.app import make_app
 from qinfer_gateway.http.exchange import HttpFront
 from qinfer_gateway.http.server import HttpServer
@@ -44,6 +45,7 @@ class Gateway:
         self._bus = connect(options.nats, namespace=options.namespace, name="qinfer-gateway")
         self._stack = AsyncExitStack()
         self.http: HttpServer | None = None
+        self.grpc: GrpcServer | None = None
 
     async def start(self) -> None:
         """Connect and listen. What was started is stopped again by `stop`, also after a failure.
@@ -70,11 +72,13 @@ class Gateway:
             await stack.enter_async_context(
                 MetricsServer(options.metrics_host, options.metrics_port, registry)
             )
-        if options.http_port >= 0:
-            threads = ThreadPoolExecutor(_CONVERSION_THREADS, thread_name_prefix="convert")
-            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-            await self._start_http(front, catalog, dispatcher, threads)
+        threads = ThreadPoolExecutor(_CONVERSION_THREADS, thread_name_prefix="convert")
+        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         stack.push_async_callback(self._drain, front, dispatcher)
+        if options.http_port >= 0:
+            await self._start_http(front, catalog, dispatcher, threads)
+        if options.grpc_port >= 0:
+            await self._start_grpc(front, catalog, dispatcher, threads)
 
     async def stop(self) -> None:
         """Stop accepting, answer what is in flight, leave. Idempotent."""
@@ -107,11 +111,28 @@ class Gateway:
         )
         await self.http.start()
 
+    async def _start_grpc(
+        self, front: Front, catalog: Catalog, dispatcher: Dispatcher, threads: ThreadPoolExecutor
+    ) -> None:
+        options = self._options
+        self.grpc = GrpcServer(
+            front,
+            catalog,
+            dispatcher,
+            threads,
+            host=options.host,
+            port=options.grpc_port,
+            reuse_port=options.reuse_port,
+            max_body_bytes=options.max_body_bytes,
+            max_in_flight=options.max_in_flight,
+        )
+        await self.grpc.start()
+
     async def _drain(self, front: Front, dispatcher: Dispatcher) -> None:
         front.draining = True
         timeout = self._options.drain_timeout
-        servers = [self.http.stop(timeout)] if self.http is not None else []
-        await asyncio.gather(*servers)
+        servers = (self.http, self.grpc)
+        await asyncio.gather(*(server.stop(timeout) for server in servers if server is not None))
         await dispatcher.drain(timeout)
 
 

@@ -1,0 +1,1 @@
+"""The gRPC front: `inference.GRPCInferenceService` and `grpc.health.v1.Health`."""

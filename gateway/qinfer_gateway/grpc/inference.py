@@ -1,0 +1,126 @@
+"""`ModelInfer`, and what it shares with streams."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import TypeAlias
+
+from qinfer.errors import DeadlineExceeded, QInferError
+from qinfer.message import Response, ResponseFrame
+from qinfer.proto import METHODS, ModelInferRequest
+from qinfer_gateway.catalog import Catalog
+from qinfer_gateway.dispatcher import Call, Dispatcher
+from qinfer_gateway.grpc.codec import decode_request, encode_response, parse
+from qinfer_gateway.grpc.status import Context, fail
+
+OFF_LOOP_BYTES = 64 * 1024
+"""Typed contents of more bytes are converted in a thread, so that they do not hold up the other calls."""
+
+Answer: TypeAlias = tuple[str, Response] | QInferError
+"""The version that answered and its response, or why there is none."""
+
+
+class GrpcCall(Call):
+    """One inference request.
+
+    Attributes:
+        answer: its outcome. Errors are results too: nobody may be left to retrieve an exception.
+    """
+
+    __slots__ = ("answer",)
+
+    protocol = "grpc"
+    operation = METHODS["ModelInfer"].path[1:]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop.time())
+        self.answer: asyncio.Future[Answer] = loop.create_future()
+
+    def status(self, error: QInferError | None) -> int:
+        return 0 if error is None else int(error.grpc_status)
+
+    def answered(self, frame: ResponseFrame, response: Response) -> None:
+        if not self.answer.done():
+            self.answer.set_result((frame.model_version, response))
+
+    def failed(self, error: QInferError) -> None:
+        if not self.answer.done():
+            self.answer.set_result(error)
+
+
+class Inference:
+    """Turns RPC messages into calls.
+
+    Args:
+        catalog: the models.
+        dispatcher: where calls go.
+        threads: for the conversion of large typed contents.
+    """
+
+    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, threads: Executor) -> None:
+        self._catalog = catalog
+        self._dispatcher = dispatcher
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+
+    def new_call(self) -> GrpcCall:
+        """A call that starts now."""
+        return GrpcCall(self._loop)
+
+    async def submit(self, call: GrpcCall, data: bytes, context: Context) -> None:
+        """Decode a request and send it on its way; the call gets the answer.
+
+        Raises:
+            QInferError: it was refused, which has been counted.
+        """
+        model = ""
+        try:
+            message = parse(ModelInferRequest, data)
+            model = message.model_name
+            call.request_id = message.id
+            target = self._catalog.find(model, message.model_version)
+            if len(data) <= OFF_LOOP_BYTES or message.raw_input_contents:
+                request, timeout = decode_request(message)
+            else:
+                request, timeout = await self._loop.run_in_executor(self._threads, decode_request, message)
+            for name, value in context.invocation_metadata() or ():
+                if name == "traceparent":
+                    request.traceparent = str(value)
+                elif name == "tracestate":
+                    request.tracestate = str(value)
+            timeout = _allowed(call, timeout, context.time_remaining(), self._loop.time())
+            self._dispatcher.submit(call, target, request, timeout=timeout)
+        except QInferError as error:
+            self._dispatcher.refused(call, model, error)
+            raise
+
+    def abandon(self, call: GrpcCall) -> None:
+        """The caller has gone."""
+        self._dispatcher.abandon(call)
+
+    async def model_infer(self, data: bytes, context: Context) -> bytes:
+        """Handler of `ModelInfer`: one serialised request, one serialised response."""
+        call = self.new_call()
+        try:
+            await self.submit(call, data, context)
+            answer = await call.answer
+            if isinstance(answer, QInferError):
+                raise answer
+            version, response = answer
+            return encode_response(call.model, version, call.request_id, response)
+        except QInferError as error:
+            await fail(context, error)
+        except asyncio.CancelledError:
+            self.abandon(call)
+            raise
+
+
+def _allowed(call: Call, timeout: float, remaining: float | None, now: float) -> float:
+    """Seconds from the call's start to the earlier of its own and the RPC's deadline; 0 for neither."""
+    if remaining is None:
+        return timeout
+    if remaining <= 0:
+        raise DeadlineExceeded("the RPC's deadline passed before the request was read")
+    within = now - call.started + remaining
+    return min(timeout, within) if timeout else within

@@ -1,0 +1,61 @@
+"""The RPCs about the server and its models."""
+
+from __future__ import annotations
+
+import msgspec
+from google.protobuf import json_format
+
+from qinfer.errors import ModelNotFound
+from qinfer.proto import (
+    ModelConfig,
+    ModelConfigRequest,
+    ModelConfigResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+    ModelStatisticsRequest,
+    ModelStatisticsResponse,
+    ServerLiveRequest,
+    ServerLiveResponse,
+    ServerMetadataRequest,
+    ServerMetadataResponse,
+    ServerReadyRequest,
+    ServerReadyResponse,
+)
+from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
+
+
+class Questions:
+    """Answers from a `Front`, as messages. Methods are named after their RPC and raise `QInferError`."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def server_live(self, _: ServerLiveRequest) -> ServerLiveResponse:
+        return ServerLiveResponse(live=self._front.live)
+
+    async def server_ready(self, _: ServerReadyRequest) -> ServerReadyResponse:
+        return ServerReadyResponse(ready=self._front.ready)
+
+    async def model_ready(self, request: ModelReadyRequest) -> ModelReadyResponse:
+        try:
+            ready = self._front.model_ready(request.name, request.version)
+        except ModelNotFound:
+            # Triton's clients ask this of models that may not be there, and want a plain answer.
+            ready = False
+        return ModelReadyResponse(ready=ready)
+
+    async def server_metadata(self, _: ServerMetadataRequest) -> ServerMetadataResponse:
+        return ServerMetadataResponse(name=SERVER_NAME, version=SERVER_VERSION, extensions=EXTENSIONS)
+
+    async def model_metadata(self, request: ModelMetadataRequest) -> ModelMetadataResponse:
+        return ModelMetadataResponse(**self._front.metadata(request.name, request.version))
+
+    async def model_config(self, request: ModelConfigRequest) -> ModelConfigResponse:
+        record = self._front.record(request.name, request.version)
+        return ModelConfigResponse(config=ModelConfig.FromString(record.config))
+
+    async def model_statistics(self, request: ModelStatisticsRequest) -> ModelStatisticsResponse:
+        report = await self._front.statistics(request.name, request.version)
+        return json_format.ParseDict(msgspec.to_builtins(report), ModelStatisticsResponse())

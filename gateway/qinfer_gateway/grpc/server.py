@@ -1,0 +1,173 @@
+"""grpcio's asyncio server, run within the gateway's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from qinfer.errors import QInferError, SetupError, Unsupported
+from qinfer.proto import METHODS, SERVICE, Method
+from qinfer_gateway.catalog import Catalog
+from qinfer_gateway.dispatcher import Dispatcher
+from qinfer_gateway.front import Front
+from qinfer_gateway.grpc.codec import parse
+from qinfer_gateway.grpc.health import HEALTH_SERVICE, Health
+from qinfer_gateway.grpc.inference import Inference
+from qinfer_gateway.grpc.questions import Questions
+from qinfer_gateway.grpc.status import Context, fail, unexpected
+from qinfer_gateway.grpc.stream import Streams
+from qinfer_gateway.http.server import listen
+
+_KEEP_ALIVE_MS = 60_000
+_KEEP_ALIVE_TIMEOUT_MS = 20_000
+_MIN_CLIENT_PING_MS = 10_000
+_OTHER_RPCS = 1024  # questions, watches and streams that may be open beside the calls in flight
+
+
+class GrpcServer:
+    """The gRPC side of a gateway.
+
+    Args:
+        front: answers every RPC but inference.
+        catalog: the models.
+        dispatcher: where inference goes.
+        threads: for the conversion of large typed contents.
+        host, port: where to listen; port 0 for any free one.
+        reuse_port: share the port with other processes.
+        max_body_bytes: largest request message, before and after decompression.
+        max_in_flight: requests the dispatcher takes; bounds the RPCs open at once.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        catalog: Catalog,
+        dispatcher: Dispatcher,
+        threads: Executor,
+        *,
+        host: str,
+        port: int,
+        reuse_port: bool,
+        max_body_bytes: int,
+        max_in_flight: int,
+    ) -> None:
+        self._host = host
+        self.port = port
+        self._reuse_port = reuse_port
+        self._stopping = asyncio.Event()
+        inference = Inference(catalog, dispatcher, threads)
+        self._streams = Streams(inference)
+        self._server: Any = grpc.aio.server(
+            options=_options(reuse_port=reuse_port, max_body_bytes=max_body_bytes),
+            maximum_concurrent_rpcs=max_in_flight + _OTHER_RPCS,
+        )
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    SERVICE, _service_handlers(inference, self._streams, Questions(front))
+                ),
+                grpc.method_handlers_generic_handler(
+                    HEALTH_SERVICE, _health_handlers(Health(front, self._stopping))
+                ),
+            )
+        )
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            SetupError: the address cannot be bound.
+        """
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        try:
+            self.port = self._server.add_insecure_port(f"{host}:{self.port}")
+        except RuntimeError as error:
+            # grpcio does not say why; the operating system does.
+            listen(self._host, self.port, reuse_port=self._reuse_port).close()
+            raise SetupError(f"cannot listen on {self._host} port {self.port} for gRPC: {error}") from error
+        await self._server.start()
+
+    async def stop(self, timeout: float) -> None:
+        """Stop accepting, let RPCs in progress finish, cut those that take over `timeout` s. Idempotent."""
+        self._stopping.set()
+        self._streams.finish()
+        await self._server.stop(timeout)
+
+
+def _options(*, reuse_port: bool, max_body_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(reuse_port)),
+        ("grpc.max_receive_message_length", max_body_bytes),
+        ("grpc.max_send_message_length", -1),  # a response is as large as the broker let it be
+        # Notice dead peers, whose calls would be worked on in vain, and put up with clients that do the same.
+        ("grpc.keepalive_time_ms", _KEEP_ALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEP_ALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
+    ]
+
+
+def _service_handlers(
+    inference: Inference, streams: Streams, questions: Questions
+) -> dict[str, grpc.RpcMethodHandler]:
+    answers: dict[str, Callable[[Any], Awaitable[Message]]] = {
+        "ServerLive": questions.server_live,
+        "ServerReady": questions.server_ready,
+        "ModelReady": questions.model_ready,
+        "ServerMetadata": questions.server_metadata,
+        "ModelMetadata": questions.model_metadata,
+        "ModelConfig": questions.model_config,
+        "ModelStatistics": questions.model_statistics,
+    }
+    handlers: dict[str, grpc.RpcMethodHandler] = {
+        name: _unary(name, METHODS[name].request, answer) for name, answer in answers.items()
+    }
+    # Without serializers handlers get and give bytes: tensors are copied less often, and what is malformed
+    # is answered as every other bad request.
+    handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(inference.model_infer)
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(streams.model_stream_infer)
+    for name, method in METHODS.items():
+        if name not in handlers:
+            handlers[name] = _unsupported(method)
+    return handlers
+
+
+def _health_handlers(health: Health) -> dict[str, grpc.RpcMethodHandler]:
+    return {
+        "Check": _unary("Check", health_pb2.HealthCheckRequest, health.check),
+        "Watch": grpc.unary_stream_rpc_method_handler(
+            health.watch,
+            request_deserializer=health_pb2.HealthCheckRequest.FromString,
+            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+        ),
+    }
+
+
+def _unary(
+    name: str, request: type[Message], answer: Callable[[Any], Awaitable[Message]]
+) -> grpc.RpcMethodHandler:
+    """A handler that answers one message with one message, and errors with their status."""
+
+    async def handle(data: bytes, context: Context) -> bytes:
+        try:
+            return (await answer(parse(request, data))).SerializeToString()
+        except QInferError as error:
+            await fail(context, error)
+        except Exception as error:  # noqa: BLE001 - the last resort; `unexpected` logs it
+            await fail(context, unexpected(name, error))
+
+    return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _unsupported(method: Method) -> grpc.RpcMethodHandler:
+    async def handle(_: bytes, context: Context) -> NoReturn:
+        await fail(context, Unsupported(f"{method.name} is not supported by this server"))
+
+    return grpc.unary_unary_rpc_method_handler(handle)
