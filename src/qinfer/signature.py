@@ -11,6 +11,7 @@ from qinfer.errors import InvalidRequest
 from qinfer.message import Request, Tensor
 
 _MAX_PLANS = 1024
+_MAX_DIM = 2**63 - 1  # what a frame can carry; a tensor without elements may claim any size
 
 Key: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
 
@@ -133,7 +134,7 @@ class Signature:
             raise InvalidRequest(f"input {tensor.name!r}: shape [] has no batch dimension")
         dims = tensor.shape[1:] if self.max_batch_size else tensor.shape
         fits = len(dims) == len(spec.dims) and all(
-            got >= 0 and want in (-1, got) for got, want in zip(dims, spec.dims, strict=True)
+            0 <= got <= _MAX_DIM and want in (-1, got) for got, want in zip(dims, spec.dims, strict=True)
         )
         if not fits:
             raise InvalidRequest(

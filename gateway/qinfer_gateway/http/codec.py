@@ -100,7 +100,7 @@ def _decode(head: bytes, tail: bytes | memoryview, offset: int) -> InferBody:
         parsed = _decoder.decode(head)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"request body: {error}") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"request body is malformed JSON: {error}") from None
     inputs: list[Tensor] = []
     for given in parsed.inputs:

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 OFF_LOOP_BYTES = 64 * 1024
 """Bodies above this many bytes are converted in a thread, so that they do not hold up the others."""
 
+_MAX_DIGITS = 18
 _HEADER_LENGTH = b"inference-header-content-length"
 _WANTED = frozenset(
     (
@@ -155,7 +156,8 @@ class Exchange(Call):
     def _start(self) -> None:
         chunks, self._chunks = self._chunks, []
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if len(body) > OFF_LOOP_BYTES:
+        # What a compressed body decodes to may be a thousand times its size.
+        if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self._headers:
             self._in_thread(self._decode, body, self._submit)
             return
         try:
@@ -172,8 +174,10 @@ class Exchange(Call):
             coding = headers[b"content-encoding"].decode("latin-1").strip().lower()
             body = decompress(body, coding, self._front.max_body_bytes)
         length = headers.get(_HEADER_LENGTH)
-        if length is not None and not length.isdigit():
-            raise InvalidRequest(f"Inference-Header-Content-Length is {length[:40]!r}; expected a number")
+        if length is not None and not (length.isdigit() and len(length) <= _MAX_DIGITS):
+            raise InvalidRequest(
+                f"Inference-Header-Content-Length is {length[:40].decode('latin-1')!r}; expected a number"
+            )
         return decode_body(body, None if length is None else int(length), target)
 
     def _submit(self, body: InferBody) -> None:

@@ -48,7 +48,7 @@ def to_raw(name: str, datatype: str, shape: list[int], data: msgspec.Raw) -> byt
         values = _DECODERS[datatype].decode(data)
     except msgspec.ValidationError as error:
         values = _flatten(name, datatype, data, error)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"input {name!r}: malformed JSON: {error}") from None
     count = prod(shape)
     if len(values) != count:
@@ -78,6 +78,10 @@ def _flatten(name: str, datatype: str, data: msgspec.Raw, error: msgspec.Validat
         values = _nested.decode(data)
     except msgspec.ValidationError:
         raise InvalidRequest(f"input {name!r}: data is not a list: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"input {name!r}: malformed JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest(f"input {name!r}: data is nested too deep") from None
     if not any(isinstance(value, list) for value in values):
         raise InvalidRequest(f"input {name!r}: {_expected(datatype)}: {error}")
     while values and isinstance(values[0], list):
