@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
-from tests.helpers import served_models
-from tests.helpers.system import System, serving
 
 from qinfer.embedded import EmbeddedServer
+from tests.helpers import served_models
+from tests.helpers.system import System, serving
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -229,9 +229,8 @@ class TritonPythonModel:
                 raise TimeoutError("nobody opened the gate")
             time.sleep(0.002)
         pid = str(os.getpid()).encode()
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full(x.shape, pid, dtype=object))]) for x in rows
-        ]
+        answers = [np.full(x.shape, pid, dtype=object) for x in rows]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]) for y in answers]
 """
 
 _SAYS_ALL = """

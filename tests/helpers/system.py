@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.waiting import PATIENCE, eventually
-
 from qinfer.bus import connect
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.http.exchange import HttpFront
@@ -25,6 +23,7 @@ from qinfer_gateway.options import GatewayOptions
 from qinfer_gateway.server import Gateway
 from qinfer_workers.options import WorkerOptions
 from qinfer_workers.worker import Worker
+from tests.helpers.waiting import PATIENCE, eventually
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
