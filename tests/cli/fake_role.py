@@ -1,12 +1,14 @@
 """Stands in for the `qinfer` command at the seam of the supervisor: a gateway or worker without a model.
 
-It takes the real command lines, listens where a role listens, and writes what happens to it into a journal.
-The environment tells it how to misbehave: FAKE_WORKER_EXIT (status to exit with at once), FAKE_DRAIN (seconds
-a SIGTERM takes), FAKE_STATES (JSON: model to state).
+It takes the real command lines, listens where a role listens, registers as a worker does, and writes what
+happens to it into a journal. The environment tells it how to misbehave: FAKE_WORKER_EXIT (status to exit
+with at once), FAKE_DRAIN (seconds a SIGTERM takes), FAKE_STATES (JSON: model to state; a worker registers
+when none is LOADING).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,7 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, start_http_server
+
+from qinfer.bus import connect
+from qinfer.registry import WorkerRecord
+
+STATES = json.loads(os.environ["FAKE_STATES"])
 
 
 def note(line: str) -> None:
@@ -33,14 +41,11 @@ class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        states = json.loads(os.environ["FAKE_STATES"])
-        ready = all(state == "READY" for state in states.values())
-        self._answer(200 if ready else 400, {})
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        states = json.loads(os.environ["FAKE_STATES"])
-        self._answer(200, [{"name": name, "version": "1", "state": state} for name, state in states.items()])
+        if self.path == "/v2/models":
+            models = [{"name": name, "versions": ["1"], "state": state} for name, state in STATES.items()]
+            self._answer(200, {"models": models})
+        else:
+            self._answer(200 if set(STATES.values()) == {"READY"} else 400, {})
 
     def _answer(self, status: int, body: Any) -> None:
         raw = json.dumps(body).encode()
@@ -59,6 +64,15 @@ class SharedPort(ThreadingHTTPServer):
         super().server_bind()
 
 
+async def register() -> None:
+    models = {name: ["1"] for name, state in STATES.items() if state == "READY"}
+    worker = WorkerRecord(id=f"fake-{os.getpid()}", host=socket.gethostname(), pid=os.getpid(), models=models)
+    bus = connect(os.environ["QINFER_NATS"])
+    await bus.start()
+    await bus.put(bus.names.workers_bucket, worker.id, msgspec.msgpack.encode(worker))
+    await bus.close()
+
+
 def main() -> None:
     role = sys.argv[1]
     stopped = threading.Event()
@@ -73,6 +87,8 @@ def main() -> None:
     if front is not None:
         threading.Thread(target=front.serve_forever, daemon=True).start()
     note(f"start {role} {os.getpid()}")
+    if role == "worker" and "LOADING" not in STATES.values():
+        asyncio.run(register())
     stopped.wait()
     threading.Event().wait(float(os.environ.get("FAKE_DRAIN", "0")))
     note(f"stop {role} {os.getpid()}")

@@ -98,7 +98,7 @@ async def _exchange(bus: Bus, model: str, version: str, request: Request, deadli
 
     def take(payload: bytes) -> None:
         try:
-            answer = _read(payload, model)
+            answer = _read(payload, model, time.perf_counter() - started)
         except QInferError as error:
             refuse(error)
             return
@@ -115,6 +115,7 @@ async def _exchange(bus: Bus, model: str, version: str, request: Request, deadli
         in_flight=1,
         requests=[request],
     )
+    started = time.perf_counter()
     bus.publish(model, version, encode(frame), refuse)
     try:
         return await asyncio.wait_for(answered, max(0.0, deadline - time.time()) + _GRACE)
@@ -122,7 +123,7 @@ async def _exchange(bus: Bus, model: str, version: str, request: Request, deadli
         raise DeadlineExceeded(f"model {model!r} did not answer in time") from None
 
 
-def _read(payload: bytes, model: str) -> Answer:
+def _read(payload: bytes, model: str, seconds: float) -> Answer:
     frame = decode_response_frame(payload)
     error = frame.error
     for response in frame.responses:
@@ -133,6 +134,7 @@ def _read(payload: bytes, model: str) -> Answer:
                     version=frame.model_version,
                     outputs=response.outputs,
                     parameters=response.parameters,
+                    seconds=seconds,
                 )
             error = response.error
     if error is not None:

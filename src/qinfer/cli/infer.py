@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 
 import click
@@ -75,7 +74,6 @@ def infer(
     The request goes through a gateway (--url), or over the broker straight to the workers (--nats).
     """
     wanted = [parse_output(output) for output in outputs]
-    started = time.perf_counter()
     if nats and prefers_broker():
         from qinfer.cli.direct import infer_over_broker
 
@@ -90,7 +88,6 @@ def infer(
         )
     else:
         answer = _over_http(url, model, version, inputs, wanted, timeout)
-    seconds = time.perf_counter() - started
     _save(answer, wanted)
     if as_json:
         click.echo(
@@ -104,7 +101,7 @@ def infer(
             )
         )
     else:
-        _show(answer, seconds)
+        _show(answer)
 
 
 def _over_http(
@@ -130,7 +127,7 @@ def _save(answer: Answer, wanted: Sequence[Wanted]) -> None:
             save(tensor, output.file)
 
 
-def _show(answer: Answer, seconds: float) -> None:
+def _show(answer: Answer) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("output", "datatype", "shape", "values"):
@@ -138,4 +135,6 @@ def _show(answer: Answer, seconds: float) -> None:
     for output in answer.outputs:
         table.add_row(Text(output.name), output.datatype, str(output.shape), Text(preview(output)))
     console.print(table)
-    console.print(Text(f"{answer.model} version {answer.version}, {seconds * 1000:.1f} ms", style="dim"))
+    console.print(
+        Text(f"{answer.model} version {answer.version}, {answer.seconds * 1000:.1f} ms", style="dim")
+    )

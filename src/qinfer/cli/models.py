@@ -15,11 +15,10 @@ from rich.text import Text
 from qinfer.bus import connect
 from qinfer.cli.options import CONTEXT, json_option, namespace_option, nats_option, prefers_broker, url_option
 from qinfer.cli.v2 import V2Client
-from qinfer.errors import QInferError
 from qinfer.registry import Directory
 
 _CALL_TIMEOUT = 10.0
-_COLOURS = {"READY": "green", "LOADING": "yellow", "UNLOADING": "yellow", "UNAVAILABLE": "red"}
+_COLOURS = {"READY": "green", "UNAVAILABLE": "red"}
 
 
 class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,9 +27,9 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name, version: which one; no version for a model that could not be loaded.
         backend: backend name; empty when unknown.
-        state: READY, LOADING, UNLOADING or UNAVAILABLE.
+        state: READY or UNAVAILABLE.
         reason: why it is not ready.
-        workers: live workers that serve it; None when the gateway does not tell.
+        workers: live workers that serve it.
     """
 
     name: str
@@ -38,7 +37,7 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     backend: str = ""
     state: str = "UNKNOWN"
     reason: str = ""
-    workers: int | None = None
+    workers: int = 0
 
 
 @click.command(
@@ -68,27 +67,22 @@ def from_gateway(url: str) -> list[ModelRow]:
     Raises:
         QInferError: it cannot be reached, or refuses.
     """
-    client = V2Client(url, timeout=_CALL_TIMEOUT)
-    return sorted((_indexed(client, entry) for entry in client.index()), key=_order)
+    found = V2Client(url, timeout=_CALL_TIMEOUT).models()
+    return sorted((row for entry in found for row in _told(entry)), key=_order)
 
 
-def _indexed(client: V2Client, entry: dict[str, Any]) -> ModelRow:
-    name, version = str(entry.get("name", "")), str(entry.get("version", ""))
-    backend = str(entry.get("backend", ""))
-    if not backend and entry.get("state") == "READY":
-        try:
-            config = client.config(name, version)
-        except QInferError:  # gone since, or a server without the extension
-            config = {}
-        backend = str(config.get("backend") or config.get("platform") or "")
-    return ModelRow(
-        name=name,
-        version=version,
-        backend=backend,
-        state=str(entry.get("state", "UNKNOWN")),
-        reason=str(entry.get("reason", "")),
-        workers=entry["workers"] if isinstance(entry.get("workers"), int) else None,
-    )
+def _told(entry: dict[str, Any]) -> list[ModelRow]:
+    return [
+        ModelRow(
+            name=str(entry.get("name", "")),
+            version=str(version),
+            backend=str(entry.get("backend", "")),
+            state=str(entry.get("state", "UNKNOWN")),
+            reason=str(entry.get("reason", "")),
+            workers=len(entry.get("workers", ())),
+        )
+        for version in entry.get("versions") or [""]
+    ]
 
 
 async def from_broker(nats: str, namespace: str) -> list[ModelRow]:
@@ -129,7 +123,7 @@ def _registered(directory: Directory) -> list[ModelRow]:
     loaded = {row.name for row in rows if row.workers}
     problems = {name: text for worker in directory.workers for name, text in worker.problems.items()}
     rows.extend(
-        ModelRow(name=name, state="UNAVAILABLE", reason=text, workers=0)
+        ModelRow(name=name, state="UNAVAILABLE", reason=text)
         for name, text in problems.items()
         if name not in loaded
     )
@@ -141,24 +135,18 @@ def _order(row: ModelRow) -> tuple[str, int]:
 
 
 def table(rows: list[ModelRow]) -> Table:
-    """The rows for a terminal; columns that no row has anything for are left out."""
+    """The rows for a terminal; reasons only where there are some."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    workers = any(row.workers is not None for row in rows)
-    reasons = any(row.reason for row in rows)
     shown.add_column("model", overflow="fold")
     shown.add_column("version", justify="right")
     shown.add_column("backend")
     shown.add_column("state")
-    if workers:
-        shown.add_column("workers", justify="right")
+    shown.add_column("workers", justify="right")
+    reasons = any(row.reason for row in rows)
     if reasons:
         shown.add_column("reason", overflow="fold")
     for row in rows:
         state = Text(row.state.lower(), style=_COLOURS.get(row.state, ""))
-        cells: list[str | Text] = [Text(row.name), row.version, Text(row.backend), state]
-        if workers:
-            cells.append("" if row.workers is None else str(row.workers))
-        if reasons:
-            cells.append(Text(row.reason))
-        shown.add_row(*cells)
+        cells = [Text(row.name), Text(row.version), Text(row.backend), state, Text(str(row.workers))]
+        shown.add_row(*cells, *([Text(row.reason)] if reasons else ()))
     return shown

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -28,6 +29,7 @@ from qinfer.errors import (
 from qinfer.message import Tensor
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
+_REASON = "X-QInfer-Reason"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,14 @@ class Answer:
         model, version: what answered.
         outputs: the output tensors.
         parameters: what the model returned beside them.
+        seconds: from sending the request to its answer.
     """
 
     model: str
     version: str
     outputs: Sequence[Tensor]
     parameters: Mapping[str, Any]
+    seconds: float
 
 
 class V2Client:
@@ -76,17 +80,13 @@ class V2Client:
         """Whether the server says that all its models are ready."""
         return self._call("GET", "/v2/health/ready", check=False)[0] == HTTPStatus.OK
 
-    def index(self) -> list[dict[str, Any]]:
-        """The models: name, version, state and reason of each version."""
-        return list(self._json("POST", "/v2/repository/index", b"{}"))
+    def models(self) -> list[dict[str, Any]]:
+        """The models: name, versions, backend, state, ids of the workers, and reason of each."""
+        return list(self._json("GET", "/v2/models").get("models", ()))
 
     def metadata(self, model: str, version: str = "") -> dict[str, Any]:
         """A model's signature."""
         return dict(self._json("GET", _path(model, version)))
-
-    def config(self, model: str, version: str = "") -> dict[str, Any]:
-        """A model's configuration."""
-        return dict(self._json("GET", f"{_path(model, version)}/config"))
 
     def infer(
         self,
@@ -117,13 +117,14 @@ class V2Client:
         if outputs:
             body["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
         header = json.dumps(body).encode()
+        started = time.perf_counter()
         _, headers, raw = self._call(
             "POST",
             f"{_path(model, version)}/infer",
             header + b"".join(tensor.data for tensor in inputs),
             {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))},
         )
-        return _read_answer(raw, headers.get(_HEADER_LENGTH))
+        return _read_answer(raw, headers.get(_HEADER_LENGTH), time.perf_counter() - started)
 
     def _json(self, verb: str, path: str, body: bytes | None = None) -> Any:
         return _parse(self._call(verb, path, body)[2])
@@ -178,14 +179,14 @@ def _error(status: int, headers: http.client.HTTPMessage, raw: bytes) -> QInferE
     )
     after = headers.get("Retry-After", "")
     retry_after = float(after) if after.isdigit() else None
-    reason = fields.get("reason")
+    reason = headers.get(_REASON, "")
     if reason in BY_REASON:
         return from_reason(reason, message, retry_after)
     kind = next((kind for kind in BY_REASON.values() if kind.http_status == status), InternalError)
     return kind(message, retry_after=retry_after)
 
 
-def _read_answer(raw: bytes, header_length: str | None) -> Answer:
+def _read_answer(raw: bytes, header_length: str | None, seconds: float) -> Answer:
     end = int(header_length) if header_length is not None and header_length.isdigit() else len(raw)
     body = _parse(raw[:end])
     try:
@@ -208,6 +209,7 @@ def _read_answer(raw: bytes, header_length: str | None) -> Answer:
             version=str(body.get("model_version", "")),
             outputs=outputs,
             parameters=body.get("parameters", {}),
+            seconds=seconds,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InternalError(f"the server's answer is no inference response: {error!r}") from None

@@ -65,7 +65,13 @@ async def _look(url: str, shown: str) -> AsyncIterator[Finding]:
     try:
         async with asyncio.timeout(2 * _TIMEOUT):
             client = await nats.connect(
-                url.split(","), connect_timeout=_TIMEOUT, allow_reconnect=False, error_cb=note
+                url.split(","),
+                connect_timeout=_TIMEOUT,
+                allow_reconnect=False,
+                # Without these, a server that is not there is tried for two minutes all the same.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0.1,
+                error_cb=note,
             )
     except (OSError, nats.errors.Error, TimeoutError) as error:
         yield Finding(
@@ -85,7 +91,7 @@ async def _look(url: str, shown: str) -> AsyncIterator[Finding]:
 
 
 def _reason(error: Exception, problems: list[str]) -> str:
-    told = [text for text in (str(error), *problems) if text]
+    told = [text for text in (*problems, str(error)) if text]
     return told[0] if told else type(error).__name__
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence, Set
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from qinfer.bus import connect
 from qinfer.cli.app import EXIT_SETUP
 from qinfer.cli.serve import roles
 from qinfer.cli.serve.metrics import FleetCollector, Target
@@ -20,13 +22,13 @@ from qinfer.cli.serve.ports import LOOPBACK, Reservation, free_port
 from qinfer.cli.v2 import V2Client
 from qinfer.embedded import Child, EmbeddedServer
 from qinfer.errors import QInferError, SetupError, Unavailable
+from qinfer.registry import Directory
 from qinfer.telemetry.server import MetricsServer
 
 logger = logging.getLogger(__name__)
 
 _POLL = 0.05
 _CALL_TIMEOUT = 5.0
-_SETTLED = frozenset({"READY", "UNAVAILABLE"})
 _WILDCARDS = {"0.0.0.0": LOOPBACK, "::": "::1", "": LOOPBACK}  # noqa: S104 (read, not bound)
 
 
@@ -138,25 +140,31 @@ class Supervisor:
             metrics = await services.enter_async_context(
                 MetricsServer(LOOPBACK, options.metrics_port, registry)
             )
-        environment = roles.environment(options.nats or await self._start_broker())
-        for index in range(options.workers):
+        nats = options.nats or await self._start_broker()
+        async with _directory(nats, options.namespace) as directory:
+            before = _workers_here(directory)
+            await self._start_roles(roles.environment(nats), http_port, grpc_port)
+            host = _WILDCARDS.get(options.host, options.host)
+            host = f"[{host}]" if ":" in host else host
+            ready = await self._wait_settled(f"http://{host}:{http_port}", directory, before)
+        addresses = Addresses(
+            http=f"http://{host}:{http_port}",
+            grpc=f"{host}:{grpc_port}" if grpc_port > 0 else None,
+            metrics=f"http://{metrics.host}:{metrics.port}/metrics" if metrics is not None else None,
+            ready=ready,
+        )
+        await asyncio.to_thread(self._announce, addresses)
+
+    async def _start_roles(self, environment: Mapping[str, str], http_port: int, grpc_port: int) -> None:
+        for index in range(self._options.workers):
             name = f"worker {index}"
             self._workers.append(Child(name, partial(self._worker, name), environment=environment))
-        for index in range(options.gateways):
+        for index in range(self._options.gateways):
             name = f"gateway {index}"
             command = partial(self._gateway, name, http_port, grpc_port)
             self._gateways.append(Child(name, command, environment=environment))
         for child in (*self._workers, *self._gateways):
             await child.start()
-        host = _WILDCARDS.get(options.host, options.host)
-        host = f"[{host}]" if ":" in host else host
-        addresses = Addresses(
-            http=f"http://{host}:{http_port}",
-            grpc=f"{host}:{grpc_port}" if grpc_port > 0 else None,
-            metrics=f"http://{metrics.host}:{metrics.port}/metrics" if metrics is not None else None,
-            ready=await self._wait_settled(f"http://{host}:{http_port}"),
-        )
-        await asyncio.to_thread(self._announce, addresses)
 
     async def _start_broker(self) -> str:
         options = self._options
@@ -183,15 +191,18 @@ class Supervisor:
         self._metrics_ports[name] = free_port()
         return self._metrics_ports[name]
 
-    async def _wait_settled(self, url: str) -> bool:
-        """Wait until every model is ready or has failed; returns whether the server calls itself ready."""
+    async def _wait_settled(self, url: str, directory: Directory, before: frozenset[str]) -> bool:
+        """Wait until the gateway knows what came of every model; returns whether it calls itself ready."""
         watch = asyncio.ensure_future(self._first_fatal_death())
         try:
             async with asyncio.timeout(self._options.startup_timeout):
                 while True:
-                    settled = await asyncio.to_thread(self._look, url)
-                    if settled is not None:
-                        return settled
+                    # Workers register when they have loaded what they can: what is missing then has failed.
+                    if len(_workers_here(directory) - before) >= self._options.workers:
+                        served = {model for model in self._models if directory.serving(model)}
+                        ready = await asyncio.to_thread(_look, url, served)
+                        if ready is not None:
+                            return ready
                     await asyncio.wait({watch}, timeout=_POLL)
                     if watch.done():
                         watch.result()
@@ -202,21 +213,6 @@ class Supervisor:
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
-
-    def _look(self, url: str) -> bool | None:
-        """Whether the server is ready; None while that may still change."""
-        client = V2Client(url, timeout=_CALL_TIMEOUT)
-        try:
-            if client.is_ready():
-                return True
-            states: dict[str, set[str]] = {}
-            for entry in client.index():
-                states.setdefault(str(entry.get("name")), set()).add(str(entry.get("state")))
-        except QInferError:
-            return None
-        if states.keys() >= self._models and all(state <= _SETTLED for state in states.values()):
-            return False
-        return None
 
     async def _first_fatal_death(self) -> None:
         """Wait for a child that cannot be started as it is configured; others get further tries."""
@@ -296,3 +292,34 @@ class Supervisor:
         else:
             logger.info("%s: stopping; once more to stop at once", number.name)
             self._stop.set()
+
+
+@asynccontextmanager
+async def _directory(nats: str, namespace: str) -> AsyncIterator[Directory]:
+    """The fleet's registry, for as long as the block runs."""
+    bus = connect(nats, namespace=namespace, name="qinfer serve")
+    await bus.start()
+    try:
+        directory = Directory(bus)
+        await directory.start()
+        try:
+            yield directory
+        finally:
+            await directory.close()
+    finally:
+        await bus.close()
+
+
+def _workers_here(directory: Directory) -> frozenset[str]:
+    host = socket.gethostname()
+    return frozenset(worker.id for worker in directory.workers if worker.host == host)
+
+
+def _look(url: str, served: Set[str]) -> bool | None:
+    """Whether the gateway is ready; None while it has not heard yet of models that workers serve."""
+    client = V2Client(url, timeout=_CALL_TIMEOUT)
+    try:
+        ready = {str(model.get("name")) for model in client.models() if model.get("state") == "READY"}
+        return client.is_ready() if ready >= served else None
+    except QInferError:
+        return None
