@@ -78,8 +78,8 @@ def _flatten(name: str, datatype: str, data: msgspec.Raw, error: msgspec.Validat
         values = _nested.decode(data)
     except msgspec.ValidationError:
         raise InvalidRequest(f"input {name!r}: data is not a list: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"input {name!r}: malformed JSON: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as broken:
+        raise InvalidRequest(f"input {name!r}: malformed JSON: {broken}") from None
     except RecursionError:
         raise InvalidRequest(f"input {name!r}: data is nested too deep") from None
     if not any(isinstance(value, list) for value in values):
