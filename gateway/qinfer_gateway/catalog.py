@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
+from qinfer.datatypes import DATATYPES
 from qinfer.errors import ModelNotFound, NoWorker
 from qinfer.naming import Names
 from qinfer.registry import Directory, ModelRecord
@@ -16,11 +19,17 @@ class Target:
         wanted_version: the version in the request; empty for the newest.
         record: the registry record of the version whose signature applies.
         signature: checks requests against the record.
+        max_rows: rows a frame may have.
         served: whether a live worker serves it.
         subject: where its requests are published.
+        element: the type of all inputs' elements in JSON; None when they differ.
+        json_parts: constant parts of responses, kept by the HTTP codec.
     """
 
-    __slots__ = ("model", "record", "served", "signature", "subject", "wanted_version")
+    __slots__ = (
+        "element", "json_parts", "max_rows", "model", "record", "served", "signature", "subject",
+        "wanted_version",
+    )  # fmt: skip
 
     def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool, subject: str) -> None:
         self.subject = subject
@@ -28,6 +37,10 @@ class Target:
         self.wanted_version = wanted_version
         self.record = record
         self.served = served
+        self.max_rows = max(1, record.max_batch_size)
+        elements = {DATATYPES[tensor.datatype].element for tensor in record.inputs}
+        self.element = elements.pop() if len(elements) == 1 else None
+        self.json_parts: dict[Hashable, bytes] = {}
         self.signature = Signature(record.inputs, record.outputs, record.max_batch_size)
 
 

@@ -31,12 +31,13 @@ class Deadlines:
         self._calls = calls
         self._expire = expire
         self._loop = asyncio.get_running_loop()
-        self._next = float("inf")
+        self.next = float("inf")
+        """The earliest deadline watched for: a later one need not be added."""
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, deadline: float) -> None:
         """A call with this deadline was added."""
-        if deadline < self._next:
+        if deadline < self.next:
             self._schedule(deadline)
 
     def close(self) -> None:
@@ -48,12 +49,12 @@ class Deadlines:
     def _schedule(self, deadline: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._next = deadline
+        self.next = deadline
         self._timer = self._loop.call_at(deadline + _GRAIN, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        self._next = float("inf")
+        self.next = float("inf")
         now = self._loop.time()
         earliest = float("inf")
         late = []

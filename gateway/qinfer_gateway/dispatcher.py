@@ -40,6 +40,18 @@ _FRAME_SHARE = 2  # a frame takes at most this part of max_payload, unless one r
 _REQUEST_OVERHEAD = 256  # generous bound for what a request's frame entry adds to its tensors
 
 
+class Flight:
+    """Requests in flight for one model."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+_NO_FLIGHT = Flight()  # of calls that were never submitted
+
+
 class Call:
     """One request on its way: the transports subclass it to send the answer."""
 
@@ -57,7 +69,7 @@ class Call:
         self.request_id = ""
         self.rows = 0
         self.number = 0
-        self.flight: Flight | None = None
+        self.flight = _NO_FLIGHT
         self.span: RequestSpan | None = None
 
     def status(self, error: QInferError | None) -> int:
@@ -71,15 +83,6 @@ class Call:
     @abstractmethod
     def failed(self, error: QInferError) -> None:
         """There will be no answer. Must not raise."""
-
-
-class Flight:
-    """Requests in flight for one model."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        self.count = 0
 
 
 class _Outgoing:
@@ -111,8 +114,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, Call] = {}
         self._flights: dict[str, Flight] = {}
-        self._outbox: dict[tuple[str, str], _Outgoing] = {}
-        self._flush_scheduled = False
+        self._outbox: dict[Target, _Outgoing] = {}
         self._next_number = 0
         self._deadlines = Deadlines(self._calls, self._expire)
         self._draining = False
@@ -150,39 +152,38 @@ class Dispatcher:
             raise PayloadTooLarge(
                 f"request of {size} bytes is above the broker's max_payload of {self._bus.max_payload} bytes"
             )
-        if len(self._calls) >= self._max_in_flight:
+        calls = self._calls
+        if len(calls) >= self._max_in_flight:
             raise QueueFull(f"this gateway has {self._max_in_flight} requests in flight", retry_after=1.0)
         if self._draining:
             raise ShuttingDown("this gateway is shutting down", retry_after=1.0)
-        self._enqueue(call, target, request, rows, size, timeout or self._timeout)
-
-    def _enqueue(
-        self, call: Call, target: Target, request: Request, rows: int, size: int, timeout: float
-    ) -> None:
-        number = self._next_number = self._next_number + 1
-        model = target.model
-        flight = self._flights.get(model)
-        if flight is None:
-            flight = self._flights[model] = Flight()
-        flight.count += 1
-        call.number = request.id = number
-        call.model = model
-        call.rows = rows
-        call.flight = flight
-        call.deadline = call.started + timeout
-        if not self._calls:
-            self._idle.clear()
-        self._calls[number] = call
-        self._deadlines.add(call.deadline)
-        key = (model, target.wanted_version)
-        outgoing = self._outbox.get(key)
+        outgoing = self._outbox.get(target)
         if outgoing is None:
-            outgoing = self._outbox[key] = _Outgoing(target, flight)
+            outgoing = self._open(target)
+        number = self._next_number = self._next_number + 1
+        outgoing.flight.count += 1
+        call.number = request.id = number
+        call.model = target.model
+        call.rows = rows
+        call.flight = outgoing.flight
+        deadline = call.deadline = call.started + (timeout or self._timeout)
+        calls[number] = call
+        if deadline < self._deadlines.next:
+            self._deadlines.add(deadline)
         outgoing.requests.append((request, rows, size))
-        self._observer.started(call, request, target.subject)
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
+        if self._observer.watches:
+            self._observer.started(call, request, target.subject)
+
+    def _open(self, target: Target) -> _Outgoing:
+        """Begin to collect what leaves for a target at the end of this tick."""
+        flight = self._flights.get(target.model)
+        if flight is None:
+            flight = self._flights[target.model] = Flight()
+        if not self._outbox:
             self._loop.call_soon(self._flush)
+            self._idle.clear()
+        outgoing = self._outbox[target] = _Outgoing(target, flight)
+        return outgoing
 
     def refused(self, call: Call, model: str, error: QInferError) -> None:
         """A call is answered with an error before it was submitted."""
@@ -208,14 +209,13 @@ class Dispatcher:
     # Out
 
     def _flush(self) -> None:
-        self._flush_scheduled = False
         outbox, self._outbox = self._outbox, {}
         for outgoing in outbox.values():
             self._send(outgoing)
 
     def _send(self, outgoing: _Outgoing) -> None:
         """Send one model's requests in as few frames as its batch size and the broker's limit allow."""
-        max_rows = max(1, outgoing.target.record.max_batch_size)
+        max_rows = outgoing.target.max_rows
         max_bytes = self._bus.max_payload // _FRAME_SHARE
         now_us = time_ns() // 1000
         now = self._loop.time()
@@ -280,16 +280,20 @@ class Dispatcher:
             self.dropped += 1
             return
         now = self._loop.time()
+        calls = self._calls
         for response in frame.responses:
-            call = self._take(response.id)
+            call = calls.pop(response.id, None)
             if call is None:
                 self.dropped += 1
                 continue
+            call.flight.count -= 1
             if response.error is None:
                 call.answered(frame, response)
             else:
                 call.failed(response.error.exception())
             self._observer.answered(call, frame, response, now)
+        if not calls:
+            self._idle.set()
 
     def _expire(self, number: int) -> None:
         self._fail(number, DeadlineExceeded("deadline passed before the answer came"))
@@ -303,9 +307,7 @@ class Dispatcher:
     def _take(self, number: int) -> Call | None:
         call = self._calls.pop(number, None)
         if call is not None:
-            flight = call.flight
-            if flight is not None:
-                flight.count -= 1
+            call.flight.count -= 1
             if not self._calls:
                 self._idle.set()
         return call

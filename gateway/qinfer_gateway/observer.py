@@ -31,6 +31,8 @@ class Observer:
         self._tracing = tracing
         self._log = log
         self._loop = asyncio.get_running_loop()
+        self.watches = tracing is not None or log is not None
+        """Whether `started` has anything to do."""
 
     def started(self, call: Call, request: Request, destination: str) -> None:
         """A call is about to be published; a traced one gets its span and hands it on in the message."""

@@ -28,15 +28,19 @@ class RequestParameters:
     binary_output: bool = False
 
 
+NO_PARAMETERS = RequestParameters()
+"""What a request without parameters says; shared, so never to be changed."""
+
+
 def read_parameters(given: Mapping[str, Any] | None) -> RequestParameters:
     """Sort a request's parameters.
 
     Raises:
         InvalidRequest: a value is of the wrong type, or a name is reserved.
     """
-    result = RequestParameters()
     if not given:
-        return result
+        return NO_PARAMETERS
+    result = RequestParameters()
     for name, value in given.items():
         if name == "timeout":
             result.timeout = _whole(name, value) / 1e6

@@ -30,12 +30,17 @@ class Datatype:
         dtype: the numpy dtype of its arrays (object for BYTES, uint16 for BF16).
         itemsize: bytes an element in the raw form, 0 for BYTES.
         json: whether it has a JSON form (FP16 and BF16 are raw only).
+        element: what its elements are in Python and in JSON: bool, int, float or str.
     """
 
     name: str
     dtype: np.dtype[Any]
     itemsize: int
     json: bool = True
+    element: type = int
+
+
+_ELEMENTS = {"BOOL": bool, "BYTES": str, "FP16": float, "BF16": float, "FP32": float, "FP64": float}
 
 
 def _table() -> dict[str, Datatype]:
@@ -48,7 +53,13 @@ def _table() -> dict[str, Datatype]:
     for name, code in rows:
         dtype = np.dtype(code)
         itemsize = 0 if name == "BYTES" else dtype.itemsize
-        table[name] = Datatype(name=name, dtype=dtype, itemsize=itemsize, json=name not in ("FP16", "BF16"))
+        table[name] = Datatype(
+            name=name,
+            dtype=dtype,
+            itemsize=itemsize,
+            json=name not in ("FP16", "BF16"),
+            element=_ELEMENTS.get(name, int),
+        )
     return table
 
 

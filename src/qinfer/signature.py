@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from qinfer.datatypes import DATATYPES
 from qinfer.errors import InvalidRequest
@@ -14,6 +14,8 @@ _MAX_PLANS = 1024
 _MAX_DIM = 2**63 - 1  # what a frame can carry; a tensor without elements may claim any size
 
 Key: TypeAlias = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+Shapes: TypeAlias = tuple[Any, ...]
 
 
 class TensorLike(Protocol):
@@ -49,6 +51,14 @@ class Plan:
         self.row_bytes = tuple(prod(dims) * DATATYPES[datatype].itemsize for _, datatype, dims in key)
 
 
+class _Known(NamedTuple):
+    """What is known of requests whose inputs have exactly these names, datatypes and shapes."""
+
+    plan: Plan
+    rows: int
+    sizes: tuple[int, ...]  # bytes each input must have; -1 for BYTES
+
+
 class Signature:
     """The checks one model version asks of its requests, at the gateway and again at the worker.
 
@@ -65,6 +75,7 @@ class Signature:
         self._required = [name for name, spec in self._inputs.items() if not spec.optional]
         self._outputs = {spec.name for spec in outputs}
         self._plans: dict[Key, Plan] = {}
+        self._known: dict[Shapes, _Known] = {}
 
     def check(self, request: Request) -> tuple[Plan, int]:
         """The request's plan and its number of rows.
@@ -73,20 +84,43 @@ class Signature:
             InvalidRequest: the request does not fit the signature, or is larger than a batch may be.
         """
         inputs = request.inputs
+        if len(inputs) == 1:
+            tensor = inputs[0]
+            shapes: Shapes = (tensor.name, tensor.datatype, *tensor.shape)
+        else:
+            shapes = tuple([(t.name, t.datatype, *t.shape) for t in inputs])
+        known = self._known.get(shapes) or self._learn(shapes, inputs)
+        for tensor, size in zip(inputs, known.sizes, strict=True):
+            if size >= 0 and len(tensor.data) != size:
+                raise InvalidRequest(
+                    f"input {tensor.name!r}: {tensor.datatype} of shape {tensor.shape} needs "
+                    f"{size} bytes; got {len(tensor.data)}"
+                )
+        if request.outputs:
+            self._check_outputs(request.outputs)
+        return known.plan, known.rows
+
+    def _learn(self, shapes: Shapes, inputs: Sequence[Tensor]) -> _Known:
+        """Check shapes not seen before and remember what follows from them."""
         batched = 1 if self.max_batch_size else 0
         key = tuple([(t.name, t.datatype, tuple(t.shape[batched:])) for t in inputs])
         plan = self._plans.get(key) or self._plan(key, inputs)
         rows = self._rows(inputs) if batched else 1
-        for tensor, row_bytes in zip(inputs, plan.row_bytes, strict=True):
-            if row_bytes and len(tensor.data) != rows * row_bytes:
-                raise InvalidRequest(
-                    f"input {tensor.name!r}: {tensor.datatype} of shape {tensor.shape} needs "
-                    f"{rows * row_bytes} bytes; got {len(tensor.data)}"
-                )
-        for name in request.outputs:
+        sizes = tuple(
+            [
+                -1 if datatype == "BYTES" else rows * size
+                for (_, datatype, _), size in zip(key, plan.row_bytes, strict=True)
+            ]
+        )
+        if len(self._known) >= _MAX_PLANS:  # shapes come from clients: do not keep every one ever seen
+            self._known.clear()
+        known = self._known[shapes] = _Known(plan, rows, sizes)
+        return known
+
+    def _check_outputs(self, names: Sequence[str]) -> None:
+        for name in names:
             if self._outputs and name not in self._outputs:
                 raise InvalidRequest(f"output {name!r} is not one of {', '.join(sorted(self._outputs))}")
-        return plan, rows
 
     def _rows(self, inputs: Sequence[Tensor]) -> int:
         first = inputs[0]
@@ -117,7 +151,7 @@ class Signature:
             raise InvalidRequest(f"an input is given twice: {', '.join(names)}")
         for tensor in inputs:
             self._check_tensor(tensor)
-        if len(self._plans) >= _MAX_PLANS:  # shapes come from clients: do not keep every one ever seen
+        if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
         plan = self._plans[key] = Plan(key)
         return plan

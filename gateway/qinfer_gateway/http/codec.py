@@ -7,6 +7,7 @@ order; with N = 0 the whole body is the one input of the model.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ from qinfer.datatypes import DATATYPES
 from qinfer.errors import InvalidRequest, Unsupported
 from qinfer.message import Request, Response, Tensor
 from qinfer_gateway.catalog import Target
-from qinfer_gateway.http.jsondata import encode_json, to_json, to_raw
+from qinfer_gateway.http.jsondata import encode_json, pack, to_json, to_raw
 from qinfer_gateway.parameters import RequestParameters, read_parameters
 
 _NO_DATA = msgspec.Raw(b"")
@@ -46,6 +47,41 @@ class _Body(msgspec.Struct, gc=False):
 _decoder = msgspec.json.Decoder(_Body)
 
 
+def _uniform_decoder(element: type) -> msgspec.json.Decoder[Any]:
+    """A decoder for bodies whose data are flat lists of one element type, read in one pass."""
+    given = msgspec.defstruct(
+        "_UniformInput",
+        [
+            ("name", str),
+            ("shape", list[int]),
+            ("datatype", str),
+            ("data", list[element]),  # type: ignore[valid-type]
+            ("parameters", dict[str, Any] | None, None),
+        ],
+        gc=False,
+    )
+    body = msgspec.defstruct(
+        "_UniformBody",
+        [
+            ("inputs", list[given]),  # type: ignore[valid-type]
+            ("id", str, ""),
+            ("parameters", dict[str, Any] | None, None),
+            ("outputs", list[_Output] | None, None),
+        ],
+        gc=False,
+    )
+    return msgspec.json.Decoder(body)
+
+
+_uniform: dict[type, msgspec.json.Decoder[Any]] = {
+    element: _uniform_decoder(element) for element in (bool, int, float, str)
+}
+_MAX_PARTS = 512
+
+
+_NONE: frozenset[str] = frozenset()
+
+
 class InferBody:
     """A decoded request body.
 
@@ -63,8 +99,8 @@ class InferBody:
         self.request = request
         self.timeout = parameters.timeout
         self.binary = parameters.binary_output
-        self.binary_outputs: frozenset[str] = frozenset()
-        self.json_outputs: frozenset[str] = frozenset()
+        self.binary_outputs: frozenset[str] = _NONE
+        self.json_outputs: frozenset[str] = _NONE
 
     def wants_binary(self, output: str) -> bool:
         if self.binary:
@@ -85,7 +121,7 @@ def decode_body(body: bytes, header_length: int | None, target: Target) -> Infer
         Unsupported: it asks for an extension this server does not have.
     """
     if header_length is None:
-        return _decode(body, b"", 0)
+        return _decode_uniform(body, target) or _decode(body, b"", 0)
     if header_length == 0:
         return _raw_body(body, target)
     if header_length > len(body):
@@ -113,6 +149,32 @@ def _decode(head: bytes, tail: bytes | memoryview, offset: int) -> InferBody:
         inputs.append(Tensor(given.name, given.datatype, given.shape, data))
     if offset != len(tail):
         raise InvalidRequest(f"{len(tail) - offset} bytes follow the last binary input")
+    return _infer_body(parsed, inputs)
+
+
+def _decode_uniform(body: bytes, target: Target) -> InferBody | None:
+    """Decode the common case: JSON data alone, flat, and of one element type for all of the model's inputs.
+
+    Returns None for anything else and for anything wrong; the general way handles it, or says what is wrong.
+    """
+    element = target.element
+    if element is None:
+        return None
+    try:
+        parsed = _uniform[element].decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    inputs: list[Tensor] = []
+    for given in parsed.inputs:
+        kind = DATATYPES.get(given.datatype)
+        if given.parameters or kind is None or kind.element is not element or not kind.json:
+            return None
+        data = pack(given.name, given.datatype, given.shape, given.data)
+        inputs.append(Tensor(given.name, given.datatype, given.shape, data))
+    return _infer_body(parsed, inputs)
+
+
+def _infer_body(parsed: Any, inputs: list[Tensor]) -> InferBody:
     parameters = read_parameters(parsed.parameters)
     request = Request(0, parsed.id, inputs, parameters=parameters.values, priority=parameters.priority)
     result = InferBody(request, parameters)
@@ -212,26 +274,52 @@ def encode_body(
     Raises:
         InvalidRequest: an output has no JSON form.
     """
-    parts = [b'{"model_name":', encode_json(target.model), b',"model_version":"', version.encode(), b'"']
+    known = target.json_parts
+    parts = [known.get(version) or _response_part(target, version)]
     if body.request.request_id:
         parts += (b',"id":', encode_json(body.request.request_id))
     if response.parameters:
         parts += (b',"parameters":', encode_json(response.parameters))
-    parts.append(b',"outputs":[')
+    separator = b',"outputs":['
     binary: list[bytes | memoryview] = []
-    comma = b""
     for tensor in response.outputs:
-        parts += (comma, b'{"name":', encode_json(tensor.name), b',"datatype":"', tensor.datatype.encode())
-        parts += (b'","shape":', encode_json(tensor.shape))
+        key = (tensor.name, tensor.datatype, *tensor.shape)
+        parts += (separator, known.get(key) or _tensor_part(target, key, tensor))
         if body.wants_binary(tensor.name):
             parts.append(b',"parameters":{"binary_data_size":%d}}' % len(tensor.data))
             binary.append(tensor.data)
         else:
             data = to_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
             parts += (b',"data":', data, b"}")
-        comma = b","
-    parts.append(b"]}")
+        separator = b","
+    parts.append(b"]}" if response.outputs else b',"outputs":[]}')
     head = b"".join(parts)
     if not binary:
         return head, None
     return b"".join((head, *binary)), len(head)
+
+
+def _response_part(target: Target, version: str) -> bytes:
+    """How every response of a version begins."""
+    return _remember(
+        target,
+        version,
+        b'{"model_name":%b,"model_version":%b' % (encode_json(target.model), encode_json(version)),
+    )
+
+
+def _tensor_part(target: Target, key: tuple[Any, ...], tensor: Tensor) -> bytes:
+    """How every output of this name, datatype and shape begins."""
+    return _remember(
+        target,
+        key,
+        b'{"name":%b,"datatype":%b,"shape":%b'
+        % (encode_json(tensor.name), encode_json(tensor.datatype), encode_json(tensor.shape)),
+    )
+
+
+def _remember(target: Target, key: Hashable, part: bytes) -> bytes:
+    if len(target.json_parts) >= _MAX_PARTS:
+        target.json_parts.clear()
+    target.json_parts[key] = part
+    return part

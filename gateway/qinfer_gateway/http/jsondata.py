@@ -18,8 +18,7 @@ _STRUCT_CODES = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
     "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "FP32": "f", "FP64": "d",
 }  # fmt: skip
-_ELEMENT: dict[str, type] = {"BOOL": bool, "BYTES": str, "FP32": float, "FP64": float}
-_DECODERS = {name: msgspec.json.Decoder(list[_ELEMENT.get(name, int)]) for name in DATATYPES}  # type: ignore[misc]
+_DECODERS = {name: msgspec.json.Decoder(list[kind.element]) for name, kind in DATATYPES.items()}  # type: ignore[name-defined]
 _nested = msgspec.json.Decoder(list[Any])
 _STRUCT_LIMIT = 4096  # above this, numpy is faster than a struct with that many arguments
 
@@ -50,6 +49,15 @@ def to_raw(name: str, datatype: str, shape: list[int], data: msgspec.Raw) -> byt
         values = _flatten(name, datatype, data, error)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"input {name!r}: malformed JSON: {error}") from None
+    return pack(name, datatype, shape, values)
+
+
+def pack(name: str, datatype: str, shape: list[int], values: list[Any]) -> bytes:
+    """Convert flat values of the datatype's own element type to the raw form.
+
+    Raises:
+        InvalidRequest: a value is out of range, or there are more or fewer than the shape has.
+    """
     count = prod(shape)
     if len(values) != count:
         raise InvalidRequest(f"input {name!r}: {len(values)} elements; shape {shape} needs {count}")
@@ -88,7 +96,7 @@ def _flatten(name: str, datatype: str, data: msgspec.Raw, error: msgspec.Validat
         if not all(isinstance(value, list) for value in values):
             raise InvalidRequest(f"input {name!r}: data mixes lists and {datatype} values at one level")
         values = list(chain.from_iterable(values))
-    wanted = _ELEMENT.get(datatype, int)
+    wanted = DATATYPES[datatype].element
     accepted = (int, float) if wanted is float else (wanted,)
     for index, value in enumerate(values):
         if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
@@ -118,4 +126,7 @@ def to_json(name: str, datatype: str, shape: list[int], data: bytes | memoryview
     kind = DATATYPES[datatype]
     if not kind.json:
         raise InvalidRequest(f"output {name!r}: {datatype} has no JSON form; request it as binary data")
+    count = len(data) // kind.itemsize
+    if count <= _STRUCT_LIMIT:
+        return encode_json(_packer(_STRUCT_CODES[datatype], count).unpack(data))
     return encode_json(np.frombuffer(data, kind.dtype).tolist())
