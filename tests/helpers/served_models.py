@@ -44,7 +44,8 @@ _HEAD = "import json, os, time\nimport numpy as np\nimport triton_python_backend
 def build(root: Path) -> Path:
     """Write all models; returns the repository."""
     for datatype, name in IDENTITY.items():
-        _python(root, name, signature(datatype), _answering("pb_utils.Tensor('y', x)"))
+        source = _BF16_IDENTITY if datatype == "BF16" else _answering("pb_utils.Tensor('y', x)")
+        _python(root, name, signature(datatype), source)
     for datatype, name in ONNX_IDENTITY.items():
         _onnx_identity(root / name, datatype)
         (root / name / "config.pbtxt").write_text(
@@ -172,6 +173,14 @@ def copy(repository: Path, target: Path, *names: str) -> Path:
         shutil.copytree(repository / name, target / name)
     return target
 
+
+_BF16_IDENTITY = """
+class TritonPythonModel:
+    # numpy has no BF16: the bit patterns go through as they are.
+    def execute(self, requests):
+        given = [pb_utils.get_input_tensor_by_name(request, "x") for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.raw(), "BF16")]) for x in given]
+"""
 
 _TIMES_VERSION = """
 class TritonPythonModel:
