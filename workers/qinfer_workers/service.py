@@ -123,6 +123,7 @@ class ModelService:
         for frame in self._held:
             frame.delivery.nak()
         self._held.clear()
+        self._idle.set()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
