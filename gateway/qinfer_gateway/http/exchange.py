@@ -27,7 +27,7 @@ OFF_LOOP_BYTES = 64 * 1024
 
 _MAX_DIGITS = 18
 _HEADER_LENGTH = b"inference-header-content-length"
-_WANTED = frozenset(
+WANTED_HEADERS = frozenset(
     (
         _HEADER_LENGTH,
         b"content-length",
@@ -77,16 +77,18 @@ class Exchange(Call):
         "_body",
         "_chunks",
         "_front",
-        "_headers",
+        "_held",
         "_protocol",
-        "_received",
-        "_route",
         "_target",
         "_turn",
         "body_complete",
         "disconnected",
+        "expects_continue",
+        "headers",
         "keep_alive",
+        "received",
         "response_complete",
+        "route",
     )
 
     protocol = "http"
@@ -99,24 +101,29 @@ class Exchange(Call):
         front: HttpFront,
         route: tuple[str, str],
         started: float,
-        headers: list[tuple[bytes, bytes]],
+        headers: dict[bytes, bytes],
     ) -> None:
         super().__init__(started)
         self._protocol = protocol
         self._front = front
-        self._route = route
-        self._headers = {name: value for name, value in headers if name in _WANTED}
+        self.route = route
+        self.headers = headers
         self._target: Target | None = None
         self._body: InferBody | None = None
         self._chunks: list[bytes] = []
-        self._received = 0
+        self.received = 0
         self._turn = False
+        self._held: tuple[bytes, bytes] | None = None
         self.body_complete = False
         self.disconnected = False
+        self.expects_continue = False
         self.keep_alive = True
         self.response_complete = False
-        length = self._headers.get(b"content-length")
-        if length is not None and int(length) > front.max_body_bytes:
+
+    def check_length(self) -> None:
+        """Refuse a body that says itself that it is too large, before it is read."""
+        length = self.headers.get(b"content-length")
+        if length is not None and int(length) > self._front.max_body_bytes:
             self._too_large()
 
     # From the connection
@@ -124,19 +131,29 @@ class Exchange(Call):
     def on_turn(self) -> None:
         """The exchanges before this one on the connection are answered."""
         self._turn = True
-        if self.body_complete:
-            self._start()
+        if self._held is not None:
+            self._respond(self._held)
+        elif self.body_complete:
+            self.start(self._take_body())
+        elif self.expects_continue:
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, chunk: bytes) -> None:
+        if self._held is not None:
+            return
         self._chunks.append(chunk)
-        self._received += len(chunk)
-        if self._received > self._front.max_body_bytes:
+        self.received += len(chunk)
+        if self.received > self._front.max_body_bytes:
             self._too_large()
 
     def on_complete(self) -> None:
         self.body_complete = True
-        if self._turn:
-            self._start()
+        if self._turn and self._held is None:
+            self.start(self._take_body())
+
+    def _take_body(self) -> bytes:
+        chunks, self._chunks = self._chunks, []
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def on_disconnect(self) -> None:
         if not self.response_complete:
@@ -153,11 +170,11 @@ class Exchange(Call):
 
     # Request
 
-    def _start(self) -> None:
-        chunks, self._chunks = self._chunks, []
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    def start(self, body: bytes) -> None:
+        """Go on with the whole body, when it is this exchange's turn."""
+        self._turn = self.body_complete = True
         # What a compressed body decodes to may be a thousand times its size.
-        if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self._headers:
+        if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self.headers:
             self._in_thread(self._decode, body, self._submit)
             return
         try:
@@ -168,8 +185,8 @@ class Exchange(Call):
             self._submit(decoded)
 
     def _decode(self, body: bytes) -> InferBody:
-        target = self._target = self._front.catalog.find(*self._route)
-        headers = self._headers
+        target = self._target = self._front.catalog.find(*self.route)
+        headers = self.headers
         if b"content-encoding" in headers:
             coding = headers[b"content-encoding"].decode("latin-1").strip().lower()
             body = decompress(body, coding, self._front.max_body_bytes)
@@ -184,10 +201,10 @@ class Exchange(Call):
         if self.response_complete or self._target is None:
             return
         self._body = body
-        trace = self._headers.get(b"traceparent")
+        trace = self.headers.get(b"traceparent")
         if trace is not None:
             body.request.traceparent = trace.decode("latin-1")
-            body.request.tracestate = self._headers.get(b"tracestate", b"").decode("latin-1")
+            body.request.tracestate = self.headers.get(b"tracestate", b"").decode("latin-1")
         try:
             self._front.dispatcher.submit(self, self._target, body.request, timeout=body.timeout)
         except QInferError as error:
@@ -195,7 +212,7 @@ class Exchange(Call):
 
     def _reject(self, error: QInferError) -> None:
         """Answer with an error before the request was submitted."""
-        self._front.dispatcher.refused(self, self._route[0], error)
+        self._front.dispatcher.refused(self, self.route[0], error)
         self.failed(error)
 
     # Response
@@ -232,8 +249,8 @@ class Exchange(Call):
             raise InternalError("answer to a request that was never read")
         body, header_length = encode_body(self._target, frame.model_version, self._body, response)
         coding = ""
-        if len(body) >= MIN_SIZE and b"accept-encoding" in self._headers:
-            coding = accepted(self._headers[b"accept-encoding"])
+        if len(body) >= MIN_SIZE and b"accept-encoding" in self.headers:
+            coding = accepted(self.headers[b"accept-encoding"])
             if coding:
                 body = compress(body, coding)
         size = len(body)
@@ -244,6 +261,9 @@ class Exchange(Call):
 
     def _respond(self, encoded: tuple[bytes, bytes]) -> None:
         if self.response_complete:
+            return
+        if not self._turn:
+            self._held = encoded  # answers leave in the order of their requests
             return
         self.response_complete = True
         head, body = encoded

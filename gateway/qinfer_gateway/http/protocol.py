@@ -10,20 +10,36 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from qinfer_gateway.http.exchange import Exchange, HttpFront
+from qinfer_gateway.http.exchange import WANTED_HEADERS, Exchange, HttpFront
 
 _INFER = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?")
 _MAX_ROUTES = 1024
 _DISCARD_SECONDS = 2.0
+_BUSY = float("inf")
+_UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
 
 Route = tuple[str, str]
+
+
+class KnownHead(NamedTuple):
+    """The head of an infer request as the parser understood it.
+
+    A client that keeps its connection sends the same bytes before every body. Where a request comes whole in
+    one read and begins with the very bytes the parser has accepted before, its verdict is used again; any
+    other byte, and the parser reads.
+    """
+
+    raw: bytes
+    size: int  # of the whole request
+    route: Route
+    headers: dict[bytes, bytes]
 
 
 class InferProtocol(HttpToolsProtocol):
@@ -42,22 +58,61 @@ class InferProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._busy_until = 0.0
         self._discarding = False
+        self._known: KnownHead | None = None
+        self._messages = 0  # that the parser has begun
+        self._between = True  # the parser is at the end of a message, or has seen none
 
     # Parsing
+
+    def data_received(self, data: bytes) -> None:
+        known = self._known
+        if (
+            known is not None
+            and len(data) == known.size
+            and data.startswith(known.raw)
+            and self._between
+            and self.cycle.response_complete
+            and not self._discarding
+        ):
+            self._busy_until = _BUSY
+            exchange = Exchange(self, self.front, known.route, self.loop.time(), known.headers)
+            self.cycle = exchange
+            exchange.start(data[len(known.raw) :])
+        elif not self._discarding:
+            messages, whole = self._messages + 1, self._between
+            super().data_received(data)
+            if whole and self._between and self._messages == messages:
+                self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a request that was all of one read."""
+        exchange = self.cycle
+        if not isinstance(exchange, Exchange) or not exchange.keep_alive:
+            self._known = None
+            return
+        if any(name in _UNPLAIN for name, _ in self.headers) or not exchange.received:
+            return
+        head = data[: len(data) - exchange.received]
+        self._known = KnownHead(head, len(data), exchange.route, exchange.headers)
 
     def on_message_begin(self) -> None:
         # The base class makes the ASGI scope here; the fast path has no use for it.
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+        self._messages += 1
+        self._between = False
 
     def on_headers_complete(self) -> None:
         route = _route(self._routes, self.url) if self.parser.get_method() == b"POST" else None
         if route is None:
             self._base_headers_complete()
             return
-        exchange = Exchange(self, self.front, route, self.loop.time(), self.headers)
+        headers = {name: value for name, value in self.headers if name in WANTED_HEADERS}
+        exchange = Exchange(self, self.front, route, self.loop.time(), headers)
         exchange.keep_alive = self.parser.should_keep_alive()
+        exchange.expects_continue = self.expect_100_continue
+        exchange.check_length()
         existing = self.cycle
         self.cycle = exchange
         if existing is not None and not existing.response_complete:
@@ -66,8 +121,6 @@ class InferProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))
         else:
             exchange.on_turn()
-        if self.expect_100_continue and not exchange.response_complete:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _base_headers_complete(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -85,16 +138,13 @@ class InferProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._between = True
         exchange = self.cycle
         if isinstance(exchange, Exchange):
             if not exchange.response_complete:
                 exchange.on_complete()
         else:
             super().on_message_complete()
-
-    def data_received(self, data: bytes) -> None:
-        if not self._discarding:
-            super().data_received(data)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, Exchange):
@@ -105,7 +155,7 @@ class InferProtocol(HttpToolsProtocol):
     # Keep-alive: one timer a connection that looks when it was last used, not one a request.
 
     def _unset_keepalive_if_required(self) -> None:
-        self._busy_until = float("inf")
+        self._busy_until = _BUSY
 
     def exchange_done(self, exchange: Exchange) -> None:
         """An exchange's response was written."""
