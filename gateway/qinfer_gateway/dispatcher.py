@@ -198,6 +198,8 @@ class Dispatcher:
     async def drain(self, timeout: float) -> None:
         """Refuse new calls and wait for those in flight; what is left after `timeout` seconds fails."""
         self._draining = True
+        if self._calls:  # set by a call that left in the same tick in which the next one was made
+            self._idle.clear()
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
         except TimeoutError:
