@@ -12,7 +12,7 @@ from qinfer.proto import METHODS, ModelInferRequest
 from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.grpc.codec import decode_request, encode_response, parse
-from qinfer_gateway.grpc.status import Context, fail
+from qinfer_gateway.grpc.status import Context, fail, unexpected
 
 OFF_LOOP_BYTES = 64 * 1024
 """Typed contents of more bytes are converted in a thread, so that they do not hold up the other calls."""
@@ -94,6 +94,10 @@ class Inference:
         except QInferError as error:
             self._dispatcher.refused(call, model, error)
             raise
+        except Exception as error:
+            fault = unexpected("ModelInfer", error)
+            self._dispatcher.refused(call, model, fault)
+            raise fault from error
 
     def abandon(self, call: GrpcCall) -> None:
         """The caller has gone."""

@@ -15,6 +15,7 @@ from qinfer.errors import SetupError
 from tests.gateway.grpc.calls import CHANNEL, Gate, fp32, triton_input
 from tests.gateway.grpc.conftest import MakeFleet, client_of
 from tests.helpers.served_models import GATED, IDENTITY, VERSIONS
+from tests.helpers.waiting import eventually
 
 FP32 = IDENTITY["FP32"]
 LIMIT = 256 * 1024
@@ -67,7 +68,9 @@ async def test_drain_answers_what_is_in_flight(make_fleet: MakeFleet, gate: Gate
     async with make_fleet(GATED) as fleet, client_of(fleet) as client, client_of(fleet) as late:
         held = asyncio.create_task(client.infer(GATED, gate.inputs))
         await gate.begun()
+        assert fleet.gateway.grpc is not None
         stopping = asyncio.create_task(fleet.gateway.stop())
+        await eventually(fleet.gateway.grpc._stopping.is_set, "the drain has begun")
         with pytest.raises(InferenceServerException) as caught:
             await late.infer(GATED, gate.inputs)
         assert caught.value.status() == "StatusCode.UNAVAILABLE"

@@ -111,6 +111,28 @@ async def test_errors_as_the_streams_status(system: System) -> None:
         assert (failure.code, failure.reason) == (StatusCode.NOT_FOUND, "model_not_found")
 
 
+async def test_a_fault_of_the_gateway(make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is answered like any error, without a word of the gateway's insides, and ends nothing else."""
+
+    def find(model: str, version: str) -> None:
+        raise ZeroDivisionError("insides")
+
+    async with make_fleet() as fleet, channel_to(address(fleet)) as channel:
+        monkeypatch.setattr(fleet.front.catalog, "find", find)
+        stream = open_stream(channel)
+        for _ in range(2):
+            await stream.write(request(1))
+            answer = await stream.read()
+            assert answer.infer_response.parameters["x-qinfer-reason"].string_param == "internal"
+            assert "insides" not in answer.error_message
+        infer = channel.unary_unary(METHODS["ModelInfer"].path, ModelInferRequest.SerializeToString)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await infer(request(1), timeout=PATIENCE)
+        failure = Failure(caught.value)
+        assert (failure.code, failure.reason) == (StatusCode.INTERNAL, "internal")
+        assert "insides" not in failure.message
+
+
 async def test_order_is_kept_where_answers_are_not(make_fleet: MakeFleet, gate: Gate) -> None:
     async with make_fleet(GATED, VERSIONS) as fleet, channel_to(address(fleet)) as channel:
         stream = open_stream(channel)
