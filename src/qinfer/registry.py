@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -83,6 +83,13 @@ _worker_decoder = msgspec.msgpack.Decoder(WorkerRecord)
 def model_key(name: str, version: str) -> str:
     """Key of a model's record in its bucket."""
     return f"{escape(name)}.{version}"
+
+
+async def forget_models(bus: Bus, models: Mapping[str, Iterable[str]]) -> None:
+    """Remove the records of these versions of models; live workers write theirs again when they start."""
+    for name, versions in models.items():
+        for version in list(versions):
+            await bus.delete(bus.names.models_bucket, model_key(name, version))
 
 
 class Registration:

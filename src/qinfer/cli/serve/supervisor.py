@@ -13,7 +13,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from qinfer.bus import connect
+from qinfer.bus import Bus, connect
 from qinfer.cli.app import EXIT_SETUP
 from qinfer.cli.serve import roles
 from qinfer.cli.serve.metrics import FleetCollector, Target
@@ -22,7 +22,7 @@ from qinfer.cli.serve.ports import LOOPBACK, Reservation, free_port
 from qinfer.cli.v2 import V2Client
 from qinfer.embedded import Child, EmbeddedServer
 from qinfer.errors import QInferError, SetupError, Unavailable
-from qinfer.registry import Directory
+from qinfer.registry import Directory, forget_models
 from qinfer.telemetry.server import MetricsServer
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,10 @@ class Supervisor:
                 MetricsServer(LOOPBACK, options.metrics_port, registry)
             )
         nats = options.nats or await self._start_broker()
-        async with _directory(nats, options.namespace) as directory:
+        async with _registry(nats, options.namespace) as (bus, directory):
+            if not options.nats:
+                # A kept store remembers models that have left the repository since; nobody else serves them.
+                await forget_models(bus, dict(directory.models))
             before = _workers_here(directory)
             await self._start_roles(roles.environment(nats), http_port, grpc_port)
             host = _WILDCARDS.get(options.host, options.host)
@@ -295,15 +298,15 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def _directory(nats: str, namespace: str) -> AsyncIterator[Directory]:
-    """The fleet's registry, for as long as the block runs."""
+async def _registry(nats: str, namespace: str) -> AsyncIterator[tuple[Bus, Directory]]:
+    """A connection to the broker and the fleet's registry, for as long as the block runs."""
     bus = connect(nats, namespace=namespace, name="qinfer serve")
     await bus.start()
     try:
         directory = Directory(bus)
         await directory.start()
         try:
-            yield directory
+            yield bus, directory
         finally:
             await directory.close()
     finally:
