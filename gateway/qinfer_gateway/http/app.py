@@ -40,8 +40,10 @@ def make_app(front: Front) -> Starlette:
             (prefix + "/config", routes.config),
             (prefix + "/stats", routes.statistics),
         ]
+    # Answered by the protocol; known here so that other verbs get 405.
+    infer = [Route(prefix + "/infer", routes.not_found, methods=["POST"]) for prefix in (model, version)]
     return Starlette(
-        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in table],
+        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in table), *infer],
         exception_handlers={QInferError: _qinfer_error, HTTPException: _http_error},
     )
 
@@ -62,6 +64,9 @@ class Routes:
     async def ready(self, _: Request) -> Response:
         ready = self._front.ready
         return _json({"ready": ready}, 200 if ready else 400)
+
+    async def not_found(self, _: Request) -> Response:
+        raise HTTPException(404)
 
     async def models(self, _: Request) -> Response:
         return _json({"models": self._front.models()})

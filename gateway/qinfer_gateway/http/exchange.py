@@ -26,6 +26,7 @@ OFF_LOOP_BYTES = 64 * 1024
 """Bodies above this many bytes are converted in a thread, so that they do not hold up the others."""
 
 _MAX_DIGITS = 18
+_MAX_CHUNKS = 1024  # a body that trickles in by bytes takes no more memory than its bytes
 _HEADER_LENGTH = b"inference-header-content-length"
 WANTED_HEADERS = frozenset(
     (
@@ -110,7 +111,7 @@ class Exchange(Call):
         self.headers = headers
         self._target: Target | None = None
         self._body: InferBody | None = None
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self.received = 0
         self._turn = False
         self._held: tuple[bytes, bytes] | None = None
@@ -142,6 +143,8 @@ class Exchange(Call):
         if self._held is not None:
             return
         self._chunks.append(chunk)
+        if len(self._chunks) > _MAX_CHUNKS:
+            self._fold()
         self.received += len(chunk)
         if self.received > self._front.max_body_bytes:
             self._too_large()
@@ -153,7 +156,20 @@ class Exchange(Call):
 
     def _take_body(self) -> bytes:
         chunks, self._chunks = self._chunks, []
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        only = chunks[0] if len(chunks) == 1 else None
+        return only if isinstance(only, bytes) else b"".join(chunks)
+
+    def _fold(self) -> None:
+        first, *rest = self._chunks
+        folded = first if isinstance(first, bytearray) else bytearray(first)
+        folded += b"".join(rest)
+        self._chunks = [folded]
+
+    def break_off(self, error: QInferError) -> None:
+        """The rest of the body will not be read: answer with an error, in turn, and end the connection."""
+        self._chunks.clear()
+        self.keep_alive = False
+        self._reject(error)
 
     def on_disconnect(self) -> None:
         if not self.response_complete:
@@ -162,11 +178,8 @@ class Exchange(Call):
             self._front.dispatcher.abandon(self)
 
     def _too_large(self) -> None:
-        self._chunks.clear()
-        self.keep_alive = False
-        self._reject(
-            PayloadTooLarge(f"request body is above the limit of {self._front.max_body_bytes} bytes")
-        )
+        limit = self._front.max_body_bytes
+        self.break_off(PayloadTooLarge(f"request body is above the limit of {limit} bytes"))
 
     # Request
 

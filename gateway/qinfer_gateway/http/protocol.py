@@ -9,21 +9,27 @@ stay uvicorn's.
 from __future__ import annotations
 
 import re
+from asyncio import Transport
 from collections import deque
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from qinfer.errors import InvalidRequest
 from qinfer_gateway.http.exchange import WANTED_HEADERS, Exchange, HttpFront
+from qinfer_gateway.http.jsondata import encode_json
 
-_INFER = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?")
+_INFER = re.compile(rb"(?:(?i:https?)://[^/?]*)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?")
 _MAX_ROUTES = 1024
+_MAX_CACHED_URL = 512
+_MAX_HEAD_BYTES = 64 * 1024
 _DISCARD_SECONDS = 2.0
-_BUSY = float("inf")
 _UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 Route = tuple[str, str]
 
@@ -56,11 +62,16 @@ class InferProtocol(HttpToolsProtocol):
         self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._busy_until = 0.0
+        self._last_used = 0.0
+        self._unsent = float("inf")  # bytes in the write buffer when the connection was last looked at
         self._discarding = False
+        self._stalled = False  # answers wait for the client to read them: nothing further is started
         self._known: KnownHead | None = None
         self._messages = 0  # that the parser has begun
         self._between = True  # the parser is at the end of a message, or has seen none
+        self._in_head = False
+        self._head_bytes = 0  # read since the head began, beyond the read it began in
+        self._reframing = False  # see `_decline_upgrade`
 
     # Parsing
 
@@ -73,16 +84,57 @@ class InferProtocol(HttpToolsProtocol):
             and self._between
             and self.cycle.response_complete
             and not self._discarding
+            and not self._stalled
         ):
-            self._busy_until = _BUSY
             exchange = Exchange(self, self.front, known.route, self.loop.time(), known.headers)
+            self._last_used = exchange.started
             self.cycle = exchange
             exchange.start(data[len(known.raw) :])
         elif not self._discarding:
             messages, whole = self._messages + 1, self._between
-            super().data_received(data)
+            self._parse(data)
             if whole and self._between and self._messages == messages:
                 self._remember(data)
+
+    def _parse(self, data: bytes) -> None:
+        self._last_used = self.loop.time()
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"not a valid HTTP/1.1 request: {error}")
+        else:
+            if self._in_head and self._head_bytes > _MAX_HEAD_BYTES:
+                self._refuse(431, f"the head of the request is above the limit of {_MAX_HEAD_BYTES} bytes")
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 with a client that offers another protocol, as Java's does with h2c.
+
+        The parser takes the offer for accepted and skips the body. A new one is given the request's framing,
+        and then what follows.
+        """
+        framing = [b"%s: %s\r\n" % header for header in self.headers if header[0] in _FRAMING]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._reframing = True
+        self._parse(b"".join((b"POST / HTTP/1.1\r\n", *framing, b"\r\n", rest)))
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Nothing further can be understood: say so once what was asked before is answered, and end."""
+        self._discarding = True
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            body = encode_json({"error": message})
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close" % len(body)
+            self.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n\r\n", body)))
+            self._linger()
+        elif isinstance(cycle, Exchange) and not cycle.body_complete:
+            cycle.break_off(InvalidRequest(message))
+        else:
+            cycle.keep_alive = False
 
     def _remember(self, data: bytes) -> None:
         """Keep the head of a request that was all of one read."""
@@ -97,25 +149,43 @@ class InferProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         # The base class makes the ASGI scope here; the fast path has no use for it.
+        if self._reframing:
+            return
+        self._in_head = True
+        self._head_bytes = 0
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
         self._messages += 1
         self._between = False
 
+    def on_url(self, url: bytes) -> None:
+        if not self._reframing:
+            self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._reframing:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._reframing:
+            self._reframing = False
+            return
+        self._in_head = False
         route = _route(self._routes, self.url) if self.parser.get_method() == b"POST" else None
         if route is None:
             self._base_headers_complete()
             return
         headers = {name: value for name, value in self.headers if name in WANTED_HEADERS}
         exchange = Exchange(self, self.front, route, self.loop.time(), headers)
-        exchange.keep_alive = self.parser.should_keep_alive()
-        exchange.expects_continue = self.expect_100_continue
+        # A client of 1.0 reads until the end, unless it is told in its own terms that there is none.
+        modern = self.parser.get_http_version() != "1.0"
+        exchange.keep_alive = modern and self.parser.should_keep_alive()
+        exchange.expects_continue = modern and self.expect_100_continue
         exchange.check_length()
         existing = self.cycle
         self.cycle = exchange
-        if existing is not None and not existing.response_complete:
+        if self._stalled or (existing is not None and not existing.response_complete):
             # Pipelined: its turn comes when the one before it is answered.
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))
@@ -128,6 +198,8 @@ class InferProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         super().on_headers_complete()
+        if not self.pipeline:
+            self._stalled = False  # this request has the turn: it goes on with the next itself
 
     def on_body(self, body: bytes) -> None:
         exchange = self.cycle
@@ -138,6 +210,8 @@ class InferProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # only the parser believes so: see `_decline_upgrade`
         self._between = True
         exchange = self.cycle
         if isinstance(exchange, Exchange):
@@ -152,10 +226,7 @@ class InferProtocol(HttpToolsProtocol):
         else:
             super()._start_asgi_task(cycle, app)
 
-    # Keep-alive: one timer a connection that looks when it was last used, not one a request.
-
-    def _unset_keepalive_if_required(self) -> None:
-        self._busy_until = _BUSY
+    # One exchange after the other
 
     def exchange_done(self, exchange: Exchange) -> None:
         """An exchange's response was written."""
@@ -163,55 +234,104 @@ class InferProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not exchange.keep_alive:
-            self._close_gently(exchange)
+            if exchange.body_complete:
+                self.transport.close()
+            else:
+                self._linger()
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+        self._last_used = self.loop.time()
+        if self.flow.write_paused:
+            self._stalled = True
+            self.flow.pause_reading()
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        """Let the next request have its turn; read further ones only when none waits."""
+        if not self.pipeline:
+            self.flow.resume_reading()
             return
-        self._busy_until = self.loop.time() + self.timeout_keep_alive
-        if self.timeout_keep_alive_task is None:
-            self._watch_idle(self._busy_until)
+        cycle, app = self.pipeline.pop()
+        if not self.pipeline:
+            self.flow.resume_reading()
+        self._start_asgi_task(cycle, app)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled:
+            self._stalled = False
+            self._next()
 
     def on_response_complete(self) -> None:
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
+        self._stop_watching()
         super().on_response_complete()
-
-    def _watch_idle(self, until: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_at(until, self._idle_check)
-
-    def _idle_check(self) -> None:
-        self.timeout_keep_alive_task = None
         if self.transport.is_closing():
             return
-        now = self.loop.time()
-        if self._busy_until <= now:
-            self.transport.close()
-        else:
-            self._watch_idle(min(self._busy_until, now + self.timeout_keep_alive))
+        self._last_used = self.loop.time()
+        if self.pipeline:
+            self.flow.pause_reading()
+        if self.timeout_keep_alive_task is None:
+            self._watch(self._last_used + self.timeout_keep_alive)
 
-    def _close_gently(self, exchange: Exchange) -> None:
-        """Close after an answer that came before the whole body was read.
+    def _linger(self) -> None:
+        """Close after an answer that came before everything was read.
 
         Closing a socket with unread data resets the connection, and the client would lose the answer: so the
         rest is read and dropped for a moment.
         """
-        if exchange.body_complete:
-            self.transport.close()
-            return
         self._discarding = True
         self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self.loop.call_later(_DISCARD_SECONDS, self.transport.close)
 
-    # Connection
+    # Keep-alive: one timer a connection that looks when it was last used, not one a request. It also ends
+    # connections that stop in the middle of a request, or do not read their answers.
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _unset_keepalive_if_required(self) -> None:
+        """The timer runs for as long as the connection."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        unsent = self.transport.get_write_buffer_size()
+        if self._at_work() or 0 < unsent < self._unsent:
+            self._last_used = now
+        self._unsent = unsent or float("inf")
+        due = self._last_used + self.timeout_keep_alive
+        if due > now:
+            self._watch(due)
+        elif unsent:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _at_work(self) -> bool:
+        """Whether a request that has been read is being answered."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return bool(cycle.body_complete if isinstance(cycle, Exchange) else not cycle.more_body)
+
+    def _watch(self, until: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_at(until, self.timeout_keep_alive_handler)
+
+    def _stop_watching(self) -> None:
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
+
+    # Connection
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._last_used = self.loop.time()
+        self._watch(self._last_used + self.timeout_keep_alive)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
         for cycle in (self.cycle, *(cycle for cycle, _ in self.pipeline)):
             if isinstance(cycle, Exchange):
                 cycle.on_disconnect()
@@ -235,9 +355,10 @@ def _route(routes: dict[bytes, Route | None], url: bytes) -> Route | None:
     if match is None:
         return None
     route = (_text(match[1]), _text(match[2] or b""))
-    if len(routes) >= _MAX_ROUTES:
-        routes.clear()
-    routes[url] = route
+    if len(url) <= _MAX_CACHED_URL:
+        if len(routes) >= _MAX_ROUTES:
+            routes.clear()
+        routes[url] = route
     return route
 
 

@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE = 75
 _BACKLOG = 2048
-_MAX_HEADER_BYTES = 64 * 1024
 
 
 class _Server(uvicorn.Server):
