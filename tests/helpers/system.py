@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nats
+
 from qinfer.bus import connect
+from qinfer.naming import Names
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.http.exchange import HttpFront
 from qinfer_gateway.options import GatewayOptions
@@ -148,6 +151,15 @@ class Fleet:
     @property
     def in_flight(self) -> int:
         return sum(self.dispatcher.in_flight.values())
+
+    async def queued(self, model: str) -> int:
+        """Messages in a model's queue at the broker, those at workers included."""
+        client = await nats.connect(self.nats)
+        try:
+            info = await client.jetstream().stream_info(Names(self.namespace).stream(model))
+            return int(info.state.messages)
+        finally:
+            await client.close()
 
     async def add_worker(self, *models: str, **options: Any) -> Worker:
         """Start a worker in this process; it is drained at the end of the test."""
