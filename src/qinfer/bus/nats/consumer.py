@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
@@ -24,6 +25,7 @@ PULL_EXPIRES = 20.0
 
 _UNUSED_HEADER = "Nats-Pending-Messages"
 _STATUS_HEADER = "Status"
+_DRAIN_TIMEOUT = 2.0
 _STATUS_PAUSE = 0.25  # an error status would come back at once: do not spin on it
 
 logger = logging.getLogger(__name__)
@@ -110,9 +112,14 @@ class NatsConsumer(Consumer):
         self.closed = True
         if self._flush_handle is not None:
             self._flush_handle.cancel()
-        if self._subscription is not None:
-            # The server drops the pulls of an inbox nobody listens to.
-            await self._subscription.unsubscribe()
+        if self._subscription is None:
+            return
+        # The server drops the pulls of an inbox nobody listens to. Frames that it sent before it heard of the
+        # end are still handed over: dropped, they would be delivered again only after the ack wait.
+        try:
+            await asyncio.wait_for(self._subscription.drain(), _DRAIN_TIMEOUT)
+        except (nats.errors.Error, TimeoutError) as error:
+            logger.warning("frames on their way come again after the ack wait: %r", error)
 
     def reset(self) -> None:
         """After a reconnect the server has forgotten the open pulls: ask for their credit again."""
