@@ -77,6 +77,18 @@ def test_too_many_senders_make_company_unknown() -> None:
     assert senders.company() == 0
 
 
+def test_answers_to_what_came_before_a_sender_was_counted_take_nothing_from_it() -> None:
+    senders = Senders()
+    for number in range(module._MAX_SENDERS):
+        senders.arrived(str(number), 1, in_flight=1, now=1.0)
+        senders.answered(str(number), 1)
+    senders.arrived("late", 2, in_flight=2, now=2.0)  # one too many
+    senders.arrived("late", 1, in_flight=3, now=20.0)
+    senders.answered("late", 2)
+    senders.arrived("late", 1, in_flight=1, now=20.0)
+    assert senders.company() == 0
+
+
 events = st.lists(
     st.one_of(
         st.tuples(st.just("arrived"), st.sampled_from("abc"), st.integers(1, 5), st.integers(0, 12)),
