@@ -117,7 +117,7 @@ class NatsConsumer(Consumer):
         # The server drops the pulls of an inbox nobody listens to. Frames that it sent before it heard of the
         # end are still handed over: dropped, they would be delivered again only after the ack wait.
         try:
-            await asyncio.wait_for(self._subscription.drain(), _DRAIN_TIMEOUT)
+            await asyncio.wait_for(self._subscription.drain(), _DRAIN_TIMEOUT)  # type: ignore[no-untyped-call]
         except (nats.errors.Error, TimeoutError) as error:
             logger.warning("frames on their way come again after the ack wait: %r", error)
 
