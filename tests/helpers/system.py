@@ -81,7 +81,7 @@ def serving(repository: Path, *arguments: str) -> Iterator[System]:
         screen, log = Path(folder, "screen"), Path(folder, "log")
         command = [
             *(sys.executable, "-m", "qinfer", "serve", str(repository)),
-            *("--http-port=0", "--grpc-port=0", "--metrics-port=0", "--storage=memory", *arguments),
+            *("--http-port=0", "--grpc-port=0", "--metrics-port=0", *arguments),
         ]
         with screen.open("wb") as out, log.open("wb") as err:
             process = subprocess.Popen(
@@ -220,6 +220,18 @@ class Fleet:
         )
 
 
+async def _forget(nats_url: str, namespace: str) -> None:
+    client = await nats.connect(nats_url)
+    try:
+        stream = client.jetstream()
+        for info in await stream.streams_info():
+            name = str(info.config.name)
+            if name.startswith((f"QINFER_{namespace}=", f"KV_qinfer_{namespace}_")):
+                await stream.delete_stream(name)
+    finally:
+        await client.close()
+
+
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
@@ -227,13 +239,19 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 @asynccontextmanager
-async def fleet(nats: str, namespace: str, repository: Path, **gateway_options: Any) -> AsyncIterator[Fleet]:
+async def fleet(
+    nats_url: str, namespace: str, repository: Path, **gateway_options: Any
+) -> AsyncIterator[Fleet]:
     """A gateway without workers; the test adds them."""
     told: dict[str, Any] = {"http_port": 0, "grpc_port": -1, "drain_timeout": PATIENCE, **gateway_options}
-    gateway = Gateway(GatewayOptions(nats=nats, namespace=namespace, **told))
+    gateway = Gateway(GatewayOptions(nats=nats_url, namespace=namespace, **told))
     async with AsyncExitStack() as stack:
+        # Queues reserve room at the broker, which is shared: no test may leave its own behind.
+        stack.push_async_callback(_forget, nats_url, namespace)
         try:
             await gateway.start()
-            yield Fleet(nats=nats, namespace=namespace, repository=repository, gateway=gateway, stack=stack)
+            yield Fleet(
+                nats=nats_url, namespace=namespace, repository=repository, gateway=gateway, stack=stack
+            )
         finally:
             await gateway.stop()
