@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from qinfer.datatypes import DATATYPES
 from qinfer.errors import InvalidRequest
@@ -51,12 +51,9 @@ class Plan:
         self.row_bytes = tuple(prod(dims) * DATATYPES[datatype].itemsize for _, datatype, dims in key)
 
 
-class _Known(NamedTuple):
-    """What is known of requests whose inputs have exactly these names, datatypes and shapes."""
-
-    plan: Plan
-    rows: int
-    sizes: tuple[int, ...]  # bytes each input must have; -1 for BYTES
+_Known: TypeAlias = tuple[Plan, int, tuple[int, ...]]
+"""What follows from a request's exact shapes: its plan, its rows, and the bytes each input must have (-1 for
+BYTES, whose sizes no shape tells)."""
 
 
 class Signature:
@@ -89,8 +86,8 @@ class Signature:
             shapes: Shapes = (tensor.name, tensor.datatype, *tensor.shape)
         else:
             shapes = tuple([(t.name, t.datatype, *t.shape) for t in inputs])
-        known = self._known.get(shapes) or self._learn(shapes, inputs)
-        for tensor, size in zip(inputs, known.sizes, strict=True):
+        plan, rows, sizes = self._known.get(shapes) or self._learn(shapes, inputs)
+        for tensor, size in zip(inputs, sizes, strict=True):
             if size >= 0 and len(tensor.data) != size:
                 raise InvalidRequest(
                     f"input {tensor.name!r}: {tensor.datatype} of shape {tensor.shape} needs "
@@ -98,7 +95,7 @@ class Signature:
                 )
         if request.outputs:
             self._check_outputs(request.outputs)
-        return known.plan, known.rows
+        return plan, rows
 
     def _learn(self, shapes: Shapes, inputs: Sequence[Tensor]) -> _Known:
         """Check shapes not seen before and remember what follows from them."""
@@ -114,7 +111,7 @@ class Signature:
         )
         if len(self._known) >= _MAX_PLANS:  # shapes come from clients: do not keep every one ever seen
             self._known.clear()
-        known = self._known[shapes] = _Known(plan, rows, sizes)
+        known = self._known[shapes] = (plan, rows, sizes)
         return known
 
     def _check_outputs(self, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from asyncio import Transport
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -34,7 +34,7 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 Route = tuple[str, str]
 
 
-class KnownHead(NamedTuple):
+class KnownHead:
     """The head of an infer request as the parser understood it.
 
     A client that keeps its connection sends the same bytes before every body. Where a request comes whole in
@@ -42,10 +42,14 @@ class KnownHead(NamedTuple):
     other byte, and the parser reads.
     """
 
-    raw: bytes
-    size: int  # of the whole request
-    route: Route
-    headers: dict[bytes, bytes]
+    __slots__ = ("headers", "length", "raw", "route", "size")
+
+    def __init__(self, raw: bytes, size: int, route: Route, headers: dict[bytes, bytes]) -> None:
+        self.raw = raw
+        self.length = len(raw)
+        self.size = size  # of the whole request
+        self.route = route
+        self.headers = headers
 
 
 class InferProtocol(HttpToolsProtocol):
@@ -89,7 +93,7 @@ class InferProtocol(HttpToolsProtocol):
             exchange = Exchange(self, self.front, known.route, self.loop.time(), known.headers)
             self._last_used = exchange.started
             self.cycle = exchange
-            exchange.start(data[len(known.raw) :])
+            exchange.start(data[known.length :])
         elif not self._discarding:
             messages, whole = self._messages + 1, self._between
             self._parse(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -123,6 +124,7 @@ class EmbeddedServer:
             self._child = Child(
                 "broker",
                 lambda: self._prepare(binary, store),
+                environment=_environment(),
                 output=store.errors,
                 pass_fds=(store.lock_fd,),
                 ready=self._wait_ready,
@@ -196,6 +198,17 @@ class EmbeddedServer:
         """Whether it is our server, and not somebody else's, that listens on the port."""
         info = await read_info(HOST, port, timeout=_CONNECT_TIMEOUT)
         return info is not None and info.get("server_name") == self._name
+
+
+def _environment() -> dict[str, str]:
+    """The server's environment: settings of its Go runtime, unless the operator has set them.
+
+    The embedded broker shares its host with gateways and workers. With a thread a CPU its goroutines are
+    handed from thread to thread for every message; a quarter of the CPUs cost 30 % less CPU time a request,
+    and collecting garbage less often another 10 % (docs/decisions/0002).
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"GOMAXPROCS": str(max(1, cpus // 4)), "GOGC": "400", **os.environ}
 
 
 async def read_info(host: str, port: int, *, timeout: float) -> dict[str, Any] | None:
