@@ -28,7 +28,10 @@ _MAX_ROUTES = 1024
 _MAX_CACHED_URL = 512
 _MAX_HEAD_BYTES = 64 * 1024
 _DISCARD_SECONDS = 2.0
-_UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade"))
+_MAX_HEADS = 1024
+_MAX_KNOWN_HEAD = 2048
+# Not worth keeping, or not said by the head alone. A trace context is new with every request.
+_UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"traceparent"))
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 Route = tuple[str, str]
@@ -37,17 +40,15 @@ Route = tuple[str, str]
 class KnownHead:
     """The head of an infer request as the parser understood it.
 
-    A client that keeps its connection sends the same bytes before every body. Where a request comes whole in
-    one read and begins with the very bytes the parser has accepted before, its verdict is used again; any
-    other byte, and the parser reads.
+    Clients send the same few heads again and again. Where a request comes whole in one read and its head is
+    byte for byte one that the parser has accepted before, the parser's verdict is used again; any other byte,
+    and the parser reads.
     """
 
-    __slots__ = ("headers", "length", "raw", "route", "size")
+    __slots__ = ("body", "headers", "route")
 
-    def __init__(self, raw: bytes, size: int, route: Route, headers: dict[bytes, bytes]) -> None:
-        self.raw = raw
-        self.length = len(raw)
-        self.size = size  # of the whole request
+    def __init__(self, body: int, route: Route, headers: dict[bytes, bytes]) -> None:
+        self.body = body  # its Content-Length
         self.route = route
         self.headers = headers
 
@@ -60,7 +61,9 @@ class InferProtocol(HttpToolsProtocol):
     cycle: Any
     pipeline: deque[Any]
 
-    _routes: dict[bytes, Route | None] = {}  # noqa: RUF012 (shared by all connections on purpose)
+    # Shared by all connections of a gateway on purpose.
+    _routes: dict[bytes, Route | None] = {}  # noqa: RUF012
+    _heads: dict[bytes, KnownHead] = {}  # noqa: RUF012
 
     def __init__(
         self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None
@@ -70,7 +73,6 @@ class InferProtocol(HttpToolsProtocol):
         self._unsent = float("inf")  # bytes in the write buffer when the connection was last looked at
         self._discarding = False
         self._stalled = False  # answers wait for the client to read them: nothing further is started
-        self._known: KnownHead | None = None
         self._messages = 0  # that the parser has begun
         self._between = True  # the parser is at the end of a message, or has seen none
         self._in_head = False
@@ -80,20 +82,20 @@ class InferProtocol(HttpToolsProtocol):
     # Parsing
 
     def data_received(self, data: bytes) -> None:
-        known = self._known
+        body = data.find(b"\r\n\r\n") + 4
+        known = self._heads.get(data[:body])
         if (
             known is not None
-            and len(data) == known.size
-            and data.startswith(known.raw)
+            and len(data) == body + known.body
             and self._between
-            and self.cycle.response_complete
+            and (self.cycle is None or self.cycle.response_complete)
             and not self._discarding
             and not self._stalled
         ):
             exchange = Exchange(self, self.front, known.route, self.loop.time(), known.headers)
             self._last_used = exchange.started
             self.cycle = exchange
-            exchange.start(data[known.length :])
+            exchange.start(data[body:])
         elif not self._discarding:
             messages, whole = self._messages + 1, self._between
             self._parse(data)
@@ -143,13 +145,14 @@ class InferProtocol(HttpToolsProtocol):
     def _remember(self, data: bytes) -> None:
         """Keep the head of a request that was all of one read."""
         exchange = self.cycle
-        if not isinstance(exchange, Exchange) or not exchange.keep_alive:
-            self._known = None
-            return
-        if any(name in _UNPLAIN for name, _ in self.headers) or not exchange.received:
+        if not isinstance(exchange, Exchange) or not exchange.keep_alive or not exchange.received:
             return
         head = data[: len(data) - exchange.received]
-        self._known = KnownHead(head, len(data), exchange.route, exchange.headers)
+        if len(head) > _MAX_KNOWN_HEAD or any(name in _UNPLAIN for name, _ in self.headers):
+            return
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        self._heads[head] = KnownHead(exchange.received, exchange.route, exchange.headers)
 
     def on_message_begin(self) -> None:
         # The base class makes the ASGI scope here; the fast path has no use for it.
@@ -372,4 +375,4 @@ def _text(raw: bytes) -> str:
 
 def make_protocol(front: HttpFront) -> type[InferProtocol]:
     """The protocol class for uvicorn's `http` option, bound to a gateway."""
-    return type("BoundInferProtocol", (InferProtocol,), {"front": front, "_routes": {}})
+    return type("BoundInferProtocol", (InferProtocol,), {"front": front, "_routes": {}, "_heads": {}})

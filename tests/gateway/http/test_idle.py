@@ -130,7 +130,7 @@ async def test_a_head_that_is_known_is_still_a_head_of_its_own(running: Fleet) -
             for value in (1.0, 2.0, 5.0):
                 answer = await connection.ask(infer(MODEL, floats(value)))
                 assert answer.outputs() == {"y": [value]}
-            assert protocols(running)[0]._known is not None
+            assert protocols(running)[0]._heads
             assert (await connection.ask(other)).status == status
         # Two at once, and one in two parts, are not what is known either.
         connection.send(GOOD, GOOD)
