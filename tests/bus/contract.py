@@ -87,6 +87,7 @@ class BusContract:
         bus.publish("m", "", b"held", Mailbox())
         (held,) = await inbox.take()
         (again,) = await inbox.take()  # the held one is overdue by now, the acked one is not
+        assert (held.payload, held.attempt) == (b"held", 1)
         assert (again.payload, again.attempt) == (b"held", 2)
         again.ack()
 
