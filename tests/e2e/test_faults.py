@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import http
+from tests.helpers import http, served_models
 from tests.helpers.http import Answer, infer, tensor
 from tests.helpers.served_models import GATED, IDENTITY, WHOLE
-from tests.helpers.system import Fleet, fleet
+from tests.helpers.system import Fleet, fleet, serving
 from tests.helpers.waiting import eventually
 
 MODEL = IDENTITY["INT64"]
@@ -44,7 +44,7 @@ class Load:
     def __init__(self, running: Fleet) -> None:
         self._running = running
         self._stop = False
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Future[Any] | None = None
         self.answered = 0
         self.wrong: list[Answer] = []
 
@@ -207,6 +207,37 @@ async def test_a_gateway_that_stops_answers_what_it_holds(
                 await stopping
 
 
+async def test_serve_that_is_told_to_stop_under_load(served_repository: Path, tmp_path: Path) -> None:
+    """What was accepted is answered; a client that asks between two requests finds its connection ended."""
+    repository = served_models.copy(served_repository, tmp_path / "models", GATED, MODEL)
+    gate = tmp_path / "gate"
+    answered = 0
+
+    async def client(port: int) -> None:
+        nonlocal answered
+        async with http.connect(port) as connection:
+            for value in range(1_000_000):
+                try:
+                    answer = await connection.ask(number(value))
+                except (http.Closed, ConnectionError):
+                    return
+                assert answer.outputs() == {"y": [value]}
+                answered += 1
+
+    with serving(repository, "--workers=2") as system:
+        clients = asyncio.gather(*(client(system.http_port) for _ in range(CLIENTS)))
+        async with http.connect(system.http_port) as connection:
+            connection.send(gated(gate))
+            await eventually(lambda: began(gate), "a batch has begun")
+            await eventually(lambda: answered > 500, "the load runs")
+            system.stop()
+            async with asyncio.timeout(30):
+                await clients
+            gate.touch()
+            assert (await connection.answer()).status == 200
+            assert await connection.ended() == b""
+
+
 async def test_more_than_a_gateway_may_hold_is_429(
     nats_url: str, namespace: str, served_repository: Path, tmp_path: Path
 ) -> None:
@@ -247,9 +278,8 @@ async def test_a_full_queue_is_429(
         while not answers:
             # One at a time: requests of one tick would share a frame.
             tasks.append(asyncio.create_task(one()))
-            count = len(tasks)
-            await eventually(lambda count=count: running.in_flight + len(answers) == count, "it is queued")
-            assert count < 200
+            assert len(tasks) < 200
+            await eventually(lambda: running.in_flight + len(answers) == len(tasks), "it is queued")
         assert (answers[0].status, answers[0].reason) == (429, "queue_full")
         assert int(answers[0].headers["retry-after"]) >= 1
         gate.touch()

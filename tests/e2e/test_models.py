@@ -75,10 +75,9 @@ async def test_only_bad_rows(picky_fleet: Fleet) -> None:
 async def settled(running: Fleet) -> None:
     """Nothing leaks: nothing is in flight at the gateway, held by a worker, or left in the queue."""
     await eventually(lambda: running.in_flight == 0, "the gateway holds nothing")
-    for worker in running.workers:
-        for service in worker.services.values():
-            await eventually(lambda service=service: not service._held, "the worker holds nothing")
-            await eventually(lambda service=service: service._credit.held_rows == 0, "no rows are held")
+    services = [service for worker in running.workers for service in worker.services.values()]
+    await eventually(lambda: not any(service._held for service in services), "the workers hold nothing")
+    await eventually(lambda: not any(service._credit.held_rows for service in services), "no rows are held")
     assert await running.queued(PICKY) == 0
 
 

@@ -79,7 +79,7 @@ class RawClient:
             "requests": list(requests),
             **changes,
         }
-        return msgpack.packb(list(told.values()))
+        return bytes(msgpack.packb(list(told.values())))
 
 
 def request(number: int, *values: float, **changes: Any) -> list[Any]:

@@ -42,6 +42,10 @@ class Answer:
         return {output["name"]: output["data"] for output in self.json()["outputs"]}
 
 
+class Closed(Exception):
+    """The server ended the connection."""
+
+
 class Connection:
     """One connection. Every wait has a deadline."""
 
@@ -61,8 +65,14 @@ class Connection:
             return await self.reader.readline()
 
     async def answer(self, *, head_only: bool = False) -> Answer:
-        """Read one final response."""
+        """Read one response.
+
+        Raises:
+            Closed: the server ended the connection instead, before the first byte.
+        """
         status_line = await self.line()
+        if not status_line:
+            raise Closed
         version, status, *_ = status_line.split(None, 2)
         assert version == b"HTTP/1.1", status_line
         headers: dict[str, str] = {}

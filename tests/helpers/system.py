@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import nats
@@ -55,6 +56,13 @@ class System:
     repository: Path
     pid: int
     log: Path
+    _told: Event = field(default_factory=Event)
+
+    def stop(self) -> None:
+        """Tell it to stop in order, once: a second signal would cut that short."""
+        if not self._told.is_set():
+            self._told.set()
+            os.kill(self.pid, signal.SIGTERM)
 
     @property
     def http(self) -> str:
@@ -95,8 +103,16 @@ def serving(repository: Path, *arguments: str) -> Iterator[System]:
         try:
             shown = _wait_shown(process, screen, log)
             ports = {name: int(_found(pattern, shown)) for name, pattern in _ADDRESSES.items()}
-            yield System(repository=repository, pid=process.pid, log=log, **ports)
-            process.send_signal(signal.SIGTERM)
+            system = System(
+                http_port=ports["http_port"],
+                grpc_port=ports["grpc_port"],
+                metrics_port=ports["metrics_port"],
+                repository=repository,
+                pid=process.pid,
+                log=log,
+            )
+            yield system
+            system.stop()
             status = process.wait(_STOP_SECONDS)
             assert status == 0, f"qinfer serve ended with {status}:\n{log.read_text()}"
         finally:
