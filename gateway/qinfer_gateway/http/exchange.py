@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -186,19 +187,19 @@ class Exchange(Call):
     def start(self, body: bytes) -> None:
         """Go on with the whole body, when it is this exchange's turn."""
         self._turn = self.body_complete = True
-        # What a compressed body decodes to may be a thousand times its size.
-        if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self.headers:
-            self._in_thread(self._decode, body, self._submit)
-            return
         try:
-            decoded = self._decode(body)
+            target = self._target = self._front.catalog.find(*self.route)
+            # What a compressed body decodes to may be a thousand times its size.
+            if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self.headers:
+                self._in_thread(partial(self._decode, target), body, self._submit)
+                return
+            decoded = self._decode(target, body)
         except QInferError as error:
             self._reject(error)
         else:
             self._submit(decoded)
 
-    def _decode(self, body: bytes) -> InferBody:
-        target = self._target = self._front.catalog.find(*self.route)
+    def _decode(self, target: Target, body: bytes) -> InferBody:
         headers = self.headers
         if b"content-encoding" in headers:
             coding = headers[b"content-encoding"].decode("latin-1").strip().lower()
