@@ -45,6 +45,16 @@ class BusContract:
         delivery.ack()
         assert not refused.items
 
+    async def test_the_clock_is_the_one_that_store_times_are_of(self, bus: Bus) -> None:
+        await bus.declare("m", SPEC)
+        inbox = Mailbox()
+        (await bus.consume("m", "", inbox)).grant(1)
+        before = await bus.clock_us("m")
+        bus.publish("m", "", b"frame", Mailbox())
+        (delivery,) = await inbox.take()
+        assert before <= delivery.stored_us <= await bus.clock_us("m")
+        delivery.ack()
+
     async def test_nothing_comes_without_credit(self, bus: Bus) -> None:
         await bus.declare("m", SPEC)
         inbox = Mailbox()

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qinfer_workers.clock import BrokerClock
+from qinfer_workers.clock import CALIBRATION, BrokerClock
 
 SECOND = 1_000_000
 
@@ -37,6 +37,23 @@ def test_an_age_is_still_known_after_a_window_of_backlog() -> None:
     clock.age_us(100 * SECOND, 100 * SECOND)
     clock.age_us(101 * SECOND, 161 * SECOND)
     assert clock.age_us(102 * SECOND, 162 * SECOND) == 60 * SECOND
+
+
+def test_a_backlog_met_at_the_start_is_old() -> None:
+    clock = BrokerClock()
+    clock.calibrate(100 * SECOND, 500)
+    assert clock.age_us(90 * SECOND, 400) == 10 * SECOND - 100
+
+
+def test_frames_that_are_all_old_stay_old_for_hours() -> None:
+    """Ten seconds of queue, all the time: without the broker's own time that would become an age of zero."""
+    clock = BrokerClock()
+    ages = []
+    for second in range(7200):
+        if second % CALIBRATION == 0:
+            clock.calibrate(second * SECOND, second * SECOND + 300)
+        ages.append(clock.age_us((second - 10) * SECOND, second * SECOND + 300))
+    assert set(ages) == {10 * SECOND}
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**16), st.integers(0, 10**16))))

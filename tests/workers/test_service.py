@@ -320,6 +320,32 @@ async def test_a_passed_deadline_never_reaches_the_model(stage: Stage) -> None:
     await eventually(lambda: stage.queued == 0)
 
 
+async def test_what_expired_before_the_worker_came_never_reaches_the_model(stage: Stage) -> None:
+    """All this worker finds in the queue is old: nothing else tells it what new is."""
+    await stage.worker.declare("stub", PATIENT)
+    sent = time.time_ns() // 1000
+    due = sent + 20_000
+    stage.send(request_of(1, deadline_us=due), request_of(2, deadline_us=sent + 10**8), sent_us=sent)
+    await eventually(lambda: time.time_ns() // 1000 > due + 5_000)
+    await stage.serve()
+    got = await stage.responses(2)
+    assert reason_of(got[1]) == "deadline_exceeded"
+    assert stage.stubs["1"].executed == [[2]]
+
+
+async def test_a_broker_that_does_not_tell_its_time_is_put_up_with(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(model: str) -> int:
+        raise BusUnavailable(f"no answer about {model}")
+
+    monkeypatch.setattr(stage.worker, "clock_us", silent)
+    await stage.serve()
+    stage.send(request_of(1))
+    assert reason_of((await stage.responses(1))[1]) == ""
+    assert "no answer about stub" in caplog.text
+
+
 async def test_the_senders_clock_does_not_matter(stage: Stage) -> None:
     """A budget is a difference of two times of the sender's: a clock years off changes nothing."""
     await stage.serve()

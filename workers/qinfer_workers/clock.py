@@ -2,12 +2,18 @@
 
 A frame says when its sender published it and when each request is due, both by the sender's clock: their
 difference is the budget that was left. How much of it is used up since, the worker measures against the
-broker's store time. The smallest difference ever seen between its own clock and store times is the offset
+broker's store time. The smallest difference seen between its own clock and the broker's is the offset
 of the two clocks plus the shortest transit; whatever exceeds it is age. No clock is compared with another
 host's, so they need not agree; a steady drift is followed because the minimum is taken over recent windows.
+
+Frames alone would not do: when a worker meets a backlog all of them are old, and the least old would count as
+new. So the broker is asked for its time as well, at the start and `CALIBRATION` seconds after each time.
 """
 
 from __future__ import annotations
+
+CALIBRATION = 20.0
+"""Seconds between two questions for the broker's time: each window has several answers."""
 
 _WINDOW_US = 60_000_000
 
@@ -21,6 +27,10 @@ class BrokerClock:
         self._previous: int | None = None
         self._current: int | None = None
         self._started = 0
+
+    def calibrate(self, broker_us: int, now_us: int) -> None:
+        """The broker's clock showed `broker_us` when it was asked, and the answer came at `now_us`."""
+        self.age_us(broker_us, now_us)
 
     def age_us(self, stored_us: int, now_us: int) -> int:
         """Microseconds since the broker stored a frame, never negative.

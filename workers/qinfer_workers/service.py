@@ -41,7 +41,7 @@ from qinfer.repository import ModelConfig
 from qinfer.signature import Signature
 from qinfer_workers.batch import HeldFrame, Member
 from qinfer_workers.batcher import Batcher
-from qinfer_workers.clock import BrokerClock
+from qinfer_workers.clock import CALIBRATION, BrokerClock
 from qinfer_workers.credit import Credit
 from qinfer_workers.execution import failure
 from qinfer_workers.instance import Completion, InstanceThread
@@ -85,7 +85,7 @@ class ModelService:
         self._held: set[HeldFrame] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._ack_wait = 0.0
         for served in versions:
             served.batcher = Batcher(
@@ -104,7 +104,11 @@ class ModelService:
             consumer = await self._bus.consume(self.model, version, self._deliver)
             self._consumers.append(consumer)
             self._credit.attach(consumer)
-        self._keeper = asyncio.create_task(self._keep_alive(), name=f"keep-alive {self.model}")
+        await self._calibrate()  # before the first frame: there may be a backlog
+        self._tasks = [
+            asyncio.create_task(self._keep_alive(), name=f"keep-alive {self.model}"),
+            asyncio.create_task(self._follow_clock(), name=f"clock {self.model}"),
+        ]
         self._credit.top_up()
 
     async def drain(self, timeout: float) -> None:
@@ -124,9 +128,9 @@ class ModelService:
             frame.delivery.nak()
         self._held.clear()
         self._idle.set()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # From the queue
 
@@ -300,6 +304,20 @@ class ModelService:
                 if now - frame.sign_of_life >= period:
                     frame.sign_of_life = now
                     frame.delivery.in_progress()
+
+    async def _follow_clock(self) -> None:
+        while True:
+            await asyncio.sleep(CALIBRATION)
+            await self._calibrate()
+
+    async def _calibrate(self) -> None:
+        """Learn how far this host's clock is from the broker's."""
+        try:
+            broker_us = await self._bus.clock_us(self.model)
+        except BusUnavailable as error:
+            logger.warning("model %s: ages are estimated from frames alone: %s", self.model, error)
+        else:
+            self._clock.calibrate(broker_us, perf_counter_ns() // 1000)
 
 
 def _batcher(served: ServedVersion) -> Batcher:

@@ -155,6 +155,14 @@ class Bus(ABC):
         """Pull frames published for `version` ("" for those that name none). Starts with no credit."""
 
     @abstractmethod
+    async def clock_us(self, model: str) -> int:
+        """What the clock that gives a model's frames their `stored_us` shows now, Unix microseconds.
+
+        Raises:
+            BusUnavailable: the broker does not answer, or does not tell.
+        """
+
+    @abstractmethod
     def reply(self, reply_to: str, frame: bytes) -> None:
         """Publish responses on a sender's inbox.
 

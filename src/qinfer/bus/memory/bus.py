@@ -104,6 +104,9 @@ class MemoryBus(Bus):
     async def consume(self, model: str, version: str, handler: DeliveryHandler) -> MemoryConsumer:
         return MemoryConsumer(self._connection.queues[model], version, handler)
 
+    async def clock_us(self, model: str) -> int:
+        return self._connection.queues[model].clock_us()
+
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
         receiver = self._connection.inboxes.get(check_reply(reply_to))

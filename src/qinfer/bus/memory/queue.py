@@ -13,10 +13,10 @@ from qinfer.errors import QueueFull
 class _Entry:
     __slots__ = ("attempt", "payload", "stored_us", "version")
 
-    def __init__(self, version: str, payload: bytes) -> None:
+    def __init__(self, version: str, payload: bytes, stored_us: int) -> None:
         self.version = version
         self.payload = payload
-        self.stored_us = time.time_ns() // 1000
+        self.stored_us = stored_us
         self.attempt = 0
 
 
@@ -48,7 +48,11 @@ class MemoryQueue:
             )
         self._messages += 1
         self._bytes += len(payload)
-        self.add(_Entry(version, payload))
+        self.add(_Entry(version, payload, self.clock_us()))
+
+    def clock_us(self) -> int:
+        """Unix microseconds."""
+        return time.time_ns() // 1000
 
     def add(self, entry: _Entry, *, front: bool = False) -> None:
         waiting = self._waiting.setdefault(entry.version, deque())

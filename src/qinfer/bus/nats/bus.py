@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -34,6 +35,7 @@ from qinfer.naming import Names, check_reply
 
 logger = logging.getLogger(__name__)
 
+_API_TIMEOUT = 5.0
 _MAX_UNCONFIRMED = 16384
 _ERR_STREAM_EXISTS = 10058
 _FULL = frozenset((10077, 10047, 10054))  # maximum messages, memory or storage exceeded, message too big
@@ -66,7 +68,7 @@ class NatsBus(Bus):
         self._inbox = client.new_inbox()
         self.reply_to = f"{self._inbox}.r"
         self._confirm_prefix = f"{self._inbox}.p."
-        self._jetstream = client.jetstream(timeout=5)
+        self._jetstream = client.jetstream(timeout=_API_TIMEOUT)
         self._registry = Registry(self._connection, self._jetstream, self.names)
         self._connection.on_reconnect(self._start_restore)
         await client.subscribe(
@@ -162,6 +164,17 @@ class NatsBus(Bus):
             await self._jetstream.add_consumer(self.names.stream(model), config)
         except nats.errors.Error as error:
             raise _unavailable(error) from error
+
+    async def clock_us(self, model: str) -> int:
+        # The leader of the stream answers, and it is the one that stores the frames.
+        subject = f"$JS.API.STREAM.INFO.{self.names.stream(model)}"
+        try:
+            answer = await self._connection.client.request(subject, timeout=_API_TIMEOUT)
+            return _unix_us(json.loads(answer.data)["ts"])
+        except (nats.errors.Error, OSError) as error:
+            raise _unavailable(error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise BusUnavailable("the broker does not tell its time; expected nats-server 2.10") from error
 
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
@@ -277,6 +290,11 @@ def _refusal(message: Msg) -> QInferError:
     if code in _FULL:
         return QueueFull(f"the model's queue is full: {description}", retry_after=1.0)
     return BusUnavailable(f"the broker refused the message: {description}", retry_after=1.0)
+
+
+def _unix_us(text: str) -> int:
+    """Microseconds of an RFC 3339 time."""
+    return (datetime.fromisoformat(text) - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
 
 
 def _unavailable(error: Exception) -> BusUnavailable:
