@@ -68,7 +68,7 @@ def forms() -> Iterator[tuple[str, str, bool, bool]]:
                     yield model, datatype, binary_in, binary_out
 
 
-@pytest.mark.parametrize(("model", "datatype", "binary_in", "binary_out"), forms())
+@pytest.mark.parametrize(("model", "datatype", "binary_in", "binary_out"), list(forms()))
 def test_every_datatype(
     client: triton.InferenceServerClient, model: str, datatype: str, binary_in: bool, binary_out: bool
 ) -> None:
