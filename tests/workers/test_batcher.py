@@ -319,6 +319,48 @@ def test_expired_requests_are_not_submitted() -> None:
     on_virtual_time(scene())
 
 
+def test_requests_expire_while_the_instance_is_busy() -> None:
+    async def scene() -> None:
+        s = Scene(max_batch_size=4)
+        s.add(1)
+        await advance()
+        s.add(2, within=100 * MS)
+        s.add(3, 2, within=10 * MS)
+        s.add(4, within=11 * MS)
+        s.add(5, within=20 * MS)
+        await advance(9 * MS)
+        assert s.expired == []
+        await advance(4 * MS)
+        assert (s.expired, s.batcher.waiting) == ([3, 4], 2)
+        await advance(10 * MS)
+        assert (s.expired, s.batcher.waiting) == ([3, 4, 5], 1)
+        s.add(6, 3)
+        s.finish()
+        await advance()
+        assert s.batches[1:] == [("full", [2, 6])]
+        await advance(90 * MS)
+        assert s.expired == [3, 4, 5], "what is being run does not expire"
+
+    on_virtual_time(scene())
+
+
+def test_an_earlier_deadline_that_comes_later_is_kept() -> None:
+    async def scene() -> None:
+        s = Scene()
+        s.add(1)
+        await advance()
+        s.add(2, within=50 * MS)
+        await advance(1 * MS)
+        s.add(3, within=5 * MS)
+        await advance(8 * MS)
+        assert s.expired == [3]
+        await advance(44 * MS)
+        assert s.expired == [3, 2]
+        assert s.batcher.waiting == 0
+
+    on_virtual_time(scene())
+
+
 def test_a_window_of_expired_requests_leaves_the_instance_idle() -> None:
     async def scene() -> None:
         s = Scene()

@@ -8,7 +8,8 @@ A window opens with its first request and closes at the earliest of
   alone      every request the senders have in flight is here already: nobody can join,
   idle       no delay is configured and an instance is free,
   drain      the worker is stopping.
-Nothing is closed before an instance is idle: until then more requests may join for free.
+Nothing is closed before an instance is idle: until then more requests may join for free. Requests whose
+deadline passes meanwhile are taken out then: their senders hear of it, and their rows are free for others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qinfer_workers.batch import Batch, Member
 from qinfer_workers.instance import Completion, InstanceThread
 
 _LEARNING_RATE = 0.1
+_GRAIN = 0.002  # deadlines this close together are served by one look; timers may be a millisecond early
 
 
 class _Window:
@@ -45,7 +47,7 @@ class Batcher:
         config: gives max_batch_size and dynamic_batching.
         instances: where batches run.
         company: how many more requests could still arrive, as far as the senders told; None if unknown.
-        expired: called with the members whose deadline passed before they could run.
+        expired: called with the members whose deadline passed before they could run, when it passes.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Batcher:
         self._windows: dict[Plan, _Window] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pump_handle: asyncio.Handle | None = None
+        self._watched = float("inf")  # the earliest deadline the watch is set for
+        self._watch_handle: asyncio.TimerHandle | None = None
         self._batch_seconds = 0.0
         self._draining = False
         self.waiting = 0
@@ -83,6 +87,8 @@ class Batcher:
         window.rows += member.rows
         if member.deadline < window.deadline:
             window.deadline = member.deadline
+        if member.deadline < self._watched:
+            self._watch(member.deadline)
         self.waiting += 1
         self.schedule()
 
@@ -105,7 +111,7 @@ class Batcher:
 
     def close(self) -> Sequence[Member]:
         """Stop; returns the requests that still wait."""
-        for handle in (self._timer, self._pump_handle):
+        for handle in (self._timer, self._pump_handle, self._watch_handle):
             if handle is not None:
                 handle.cancel()
         left = [member for window in self._windows.values() for member in window.members]
@@ -135,6 +141,35 @@ class Batcher:
                 return
         if wake < float("inf"):
             self._timer = self._loop.call_at(wake, self._pump)
+
+    def _watch(self, deadline: float) -> None:
+        """Look for expired requests at `deadline`: one timer for all, since few ever need it."""
+        if self._watch_handle is not None:
+            self._watch_handle.cancel()
+        self._watched = deadline
+        self._watch_handle = self._loop.call_at(deadline + _GRAIN, self._drop_expired)
+
+    def _drop_expired(self) -> None:
+        self._watched, self._watch_handle = float("inf"), None
+        now = self._loop.time()
+        late: list[Member] = []
+        for plan, window in list(self._windows.items()):
+            if window.deadline > now:
+                continue
+            late += [member for member in window.members if member.deadline <= now]
+            window.members = deque([member for member in window.members if member.deadline > now])
+            if window.members:
+                window.rows = sum([member.rows for member in window.members])
+                window.deadline = min([member.deadline for member in window.members])
+                window.opened = window.members[0].frame.arrived
+            else:
+                del self._windows[plan]
+        earliest = min([window.deadline for window in self._windows.values()], default=float("inf"))
+        if earliest < self._watched:
+            self._watch(earliest)
+        if late:
+            self.waiting -= len(late)
+            self._expired(late)
 
     def _close_reason(self, window: _Window, now: float) -> tuple[CloseReason | None, float]:
         """Why a window closes now, or None and when it will."""
