@@ -260,7 +260,7 @@ async def test_floods_of_garbage_do_not_stop_a_worker(running: Fleet, raw: RawCl
 
 
 async def test_replies_go_to_inboxes_only(running: Fleet, raw: RawClient) -> None:
-    """A worker publishes nothing where a client's word would send it; the request is done all the same."""
+    """A worker publishes nothing where a client's word would send it, nor does it work for nobody."""
     heard: list[Msg] = []
 
     async def hear(message: Msg) -> None:

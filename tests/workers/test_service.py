@@ -252,13 +252,14 @@ async def test_what_cannot_be_read_is_answered_if_possible_and_dropped(stage: St
     await eventually(lambda: stage.queued == 0)
 
 
-async def test_a_reply_subject_that_is_no_inbox_gets_nothing(stage: Stage) -> None:
+async def test_a_frame_that_cannot_be_answered_is_not_run(stage: Stage) -> None:
     await stage.serve()
     data = encode(RequestFrame(1, "qinfer.default.infer.stub.latest", "stub", "", 0, 0, [request_of(1)]))
     stage.send_bytes(data)
     await eventually(lambda: stage.queued == 0)
     stage.send(request_of(2))
     assert set(await stage.responses(1)) == {2}
+    assert stage.stubs["1"].executed == [[2]]
 
 
 @pytest.mark.parametrize("what", ["garbage", "no requests", "refused"])

@@ -37,6 +37,7 @@ from qinfer.message import (
     encode,
     reply_address,
 )
+from qinfer.naming import check_reply
 from qinfer.repository import ModelConfig
 from qinfer.signature import Signature
 from qinfer_workers.batch import HeldFrame, Member
@@ -138,6 +139,7 @@ class ModelService:
         received = perf_counter_ns()
         try:
             frame = decode_request_frame(delivery.payload)
+            check_reply(frame.reply_to)  # else the work would be done for nobody
         except QInferError as error:
             self._refuse_frame(delivery, error)
             return
@@ -178,7 +180,7 @@ class ModelService:
             self._refuse(held, refused, served)
 
     def _refuse_frame(self, delivery: Delivery, error: QInferError) -> None:
-        """Answer bytes that cannot be read, if they say whom to answer, and drop them."""
+        """Drop bytes that cannot be read or answered; say so where they name an inbox."""
         logger.warning(
             "model %s: dropped a message of %d bytes: %s", self.model, len(delivery.payload), error
         )
