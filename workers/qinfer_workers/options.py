@@ -21,7 +21,8 @@ class WorkerOptions:
         ack_wait: after how long without a sign of life the broker gives a request to another worker.
         storage: where the broker keeps queued requests.
         replicas: copies of the queue a NATS cluster keeps.
-        max_queue_messages: frames the broker queues for a model before it refuses more.
+        max_queue_messages, max_queue_bytes: what the broker queues for a model before it refuses more; it
+            reserves the bytes.
     """
 
     nats: str
@@ -35,3 +36,4 @@ class WorkerOptions:
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
     max_queue_messages: int = 65536
+    max_queue_bytes: int = 64 * 1024 * 1024

@@ -45,6 +45,7 @@ class Worker:
         spec = QueueSpec(
             ack_wait=options.ack_wait,
             max_messages=options.max_queue_messages,
+            max_bytes=options.max_queue_bytes,
             storage=options.storage,
             replicas=options.replicas,
         )

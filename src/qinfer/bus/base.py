@@ -35,7 +35,7 @@ class QueueSpec:
 
     ack_wait: float = 5.0
     max_messages: int = 65536
-    max_bytes: int = 256 << 20
+    max_bytes: int = 64 << 20
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
 

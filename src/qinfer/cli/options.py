@@ -187,6 +187,13 @@ worker_options = _stack(
         show_default=True,
         help="Messages the broker queues for a model before more are answered 429.",
     ),
+    click.option(
+        "--max-queue-bytes",
+        type=Size(),
+        default=64 * 1024 * 1024,
+        show_default="64MiB",
+        help="Bytes the broker reserves and queues for a model before more are answered 429.",
+    ),
 )
 
 drain_option = click.option(

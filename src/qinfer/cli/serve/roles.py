@@ -44,6 +44,7 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
         f"--storage={options.storage}",
         f"--replicas={options.replicas}",
         f"--max-queue-messages={options.max_queue_messages}",
+        f"--max-queue-bytes={options.max_queue_bytes}",
         *_common(options),
         "--",
         *(str(path) for path in options.repositories),
