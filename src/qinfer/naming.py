@@ -19,6 +19,7 @@ WORKER_LIFETIME = 7.0
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _MAX_ESCAPED = 180  # a stream is a folder of the broker: prefix, namespace and this stay below 255 bytes
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_VERSION = re.compile(r"[0-9]{1,19}")
 _REPLY = re.compile(r"_INBOX\.[A-Za-z0-9_\-=.]{1,200}")
 
 
@@ -47,6 +48,11 @@ def unescape(token: str) -> str:
     return re.sub(rb"=([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), token.encode()).decode()
 
 
+def is_version(text: str) -> bool:
+    """Whether `text` can be a version of a model: a decimal number of at most 64 bits."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def check_reply(subject: str) -> str:
     """Return `subject` if a worker may publish replies on it.
 
@@ -62,7 +68,10 @@ def check_reply(subject: str) -> str:
 
 
 class Names:
-    """All names of one namespace."""
+    """All names of one namespace.
+
+    Methods that take a model or a version raise `InvalidRequest` for one that cannot be.
+    """
 
     def __init__(self, namespace: str = "default") -> None:
         if not _NAMESPACE.fullmatch(namespace):
@@ -86,12 +95,18 @@ class Names:
 
     def requests(self, model: str, version: str = "") -> str:
         """Where frames for a model are published; without a version, the worker's newest answers."""
-        return f"{self._prefix}.infer.{escape(model)}.{version or 'latest'}"
+        return f"{self._prefix}.infer.{escape(model)}.{_version(version) or 'latest'}"
 
     def consumer(self, version: str = "") -> str:
         """The durable consumer within the model's stream."""
-        return f"v{version}" if version else "latest"
+        return f"v{_version(version)}" if version else "latest"
 
     def control(self, topic: str) -> str:
         """A core subject all roles of the namespace listen on, for questions such as statistics."""
         return f"{self._prefix}.control.{topic}"
+
+
+def _version(text: str) -> str:
+    if text and not is_version(text):
+        raise InvalidRequest(f"version {text[:40]!r}; expected a decimal number")
+    return text

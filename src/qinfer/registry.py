@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from qinfer.bus import Bus, Watcher
-from qinfer.naming import WORKER_LIFETIME, escape, unescape
+from qinfer.naming import WORKER_LIFETIME, escape, is_version, unescape
 
 HEARTBEAT = 2.0
 """Seconds between two renewals of a worker's record."""
@@ -233,6 +233,9 @@ class Directory:
             record = _decode(_model_decoder, key, value)
             if record is None or self._models.get(record.name, {}).get(record.version) == record:
                 return
+            if not is_version(record.version):
+                logger.warning("registry entry %s has version %r; expected a number", key, record.version)
+                return
             self._models.setdefault(record.name, {})[record.version] = record
         self._changed()
 
@@ -269,7 +272,7 @@ class Directory:
         for record, _ in self._workers.values():
             if not record.draining:
                 for model, versions in record.models.items():
-                    serving.setdefault(model, set()).update(versions)
+                    serving.setdefault(model, set()).update(filter(is_version, versions))
         self._serving = serving
         for listener in self._listeners:
             listener()

@@ -65,6 +65,13 @@ def test_subjects_have_as_many_tokens_as_we_gave_them(name: str, version: str) -
     assert not set(ours.stream(name)) & set(" .*>/\\")
 
 
+@pytest.mark.parametrize("version", [".", "*", ">", "1.2", "-1", " 1", "1\n", "latest", "²", "1" * 20])
+def test_versions_that_cannot_be(version: str) -> None:
+    for make in (lambda: Names().requests("m", version), lambda: Names().consumer(version)):
+        with pytest.raises(InvalidRequest, match="expected a decimal number"):
+            make()
+
+
 def test_namespaces_share_no_name() -> None:
     one, other = Names("a"), Names("a_b")
     for make in (

@@ -202,6 +202,17 @@ async def test_entries_that_cannot_be_read_are_ignored(bus: Bus, directory: Dire
     await registration.close()
 
 
+async def test_versions_that_are_no_numbers_are_ignored(bus: Bus, directory: Directory) -> None:
+    """Versions are sorted and go into subjects: one strange worker must not spoil a model for all."""
+    strange = Registration(bus, worker("w", m=["1", "new", "*"]), [model("m", "new"), model("m", "1")])
+    await strange.start()
+    await eventually(lambda: directory.serving("m"))
+    assert directory.serving("m") == {"1"}
+    assert directory.models == {"m": {"1": model("m", "1")}}
+    assert directory.record("m") == model("m", "1")
+    await strange.close()
+
+
 async def test_a_record_that_changes_is_a_change_and_one_that_does_not_is_none(
     bus: Bus, directory: Directory
 ) -> None:
