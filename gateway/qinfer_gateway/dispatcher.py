@@ -8,6 +8,7 @@ correlation number; the first response to a request wins, later ones are counted
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import abstractmethod
 from functools import partial
 from time import time_ns
@@ -36,6 +37,9 @@ from qinfer_gateway.catalog import Target
 from qinfer_gateway.deadlines import Deadlines
 from qinfer_gateway.observer import Observer
 
+logger = logging.getLogger(__name__)
+
+_COMPLAINT_SECONDS = 10.0  # between two log lines about answers that cannot be used
 _FRAME_SHARE = 2  # a frame takes at most this part of max_payload, unless one request alone is larger
 _REQUEST_OVERHEAD = 256  # generous bound for what a request's frame entry adds to its tensors
 
@@ -121,7 +125,8 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self.dropped = 0
-        """Responses nobody waited for: late, or second answers after a redelivery."""
+        """What came in for no call: late or second answers, and what cannot be read on either side."""
+        self._complained = float("-inf")
         bus.on_reply(self._receive)
 
     @property
@@ -278,8 +283,14 @@ class Dispatcher:
     def _receive(self, data: bytes) -> None:
         try:
             frame = decode_response_frame(data)
-        except QInferError:
-            self.dropped += 1
+        except QInferError as error:
+            self._complain("a worker's answer cannot be read: %s", error)
+            return
+        if frame.error is not None:
+            # It names no request: whose they were is known when their deadline passes.
+            self._complain(
+                "worker %s cannot read this gateway's requests: %s", frame.worker, frame.error.message
+            )
             return
         now = self._loop.time()
         calls = self._calls
@@ -296,6 +307,14 @@ class Dispatcher:
             self._observer.answered(call, frame, response, now)
         if not calls:
             self._idle.set()
+
+    def _complain(self, what: str, *about: object) -> None:
+        """Count what concerns no call, and say so now and then: it may come with every frame."""
+        self.dropped += 1
+        now = self._loop.time()
+        if now - self._complained >= _COMPLAINT_SECONDS:
+            self._complained = now
+            logger.warning(what, *about)
 
     def _expire(self, number: int) -> None:
         self._fail(number, DeadlineExceeded("deadline passed before the answer came"))

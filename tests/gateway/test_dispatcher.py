@@ -303,6 +303,30 @@ async def test_only_the_first_answer_counts(stage: Stage) -> None:
     assert stage.dispatcher.in_flight == {"m": 0}
 
 
+async def test_a_worker_that_cannot_read_is_named_in_the_log_and_does_not_flood_it(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = stage.call(target())
+    await stage.frames()
+    refusal = WireError("unsupported_version", "protocol version 1 is not supported; expected 2")
+    for _ in range(100):
+        frame = ResponseFrame(1, "worker-9", "", BatchInfo(), [], refusal)
+        stage.worker.reply(stage.client.reply_to, encode(frame))
+    await eventually(lambda: stage.dispatcher.dropped == 100)
+    (line,) = caplog.messages
+    assert "worker-9" in line
+    assert "protocol version 1 is not supported" in line
+    assert call.reason == "", "no request is named: another worker may have it"
+
+
+async def test_an_answer_of_another_version_is_told_in_the_log(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.worker.reply(stage.client.reply_to, encode([2, "worker-9"]))  # type: ignore[arg-type]
+    await eventually(lambda: stage.dispatcher.dropped == 1)
+    assert "protocol version 2 is not supported" in caplog.text
+
+
 async def test_a_call_ends_at_its_deadline(stage: Stage) -> None:
     call = stage.call(target(), timeout=0.02)
     (frame,) = await stage.frames()
