@@ -1,13 +1,14 @@
-"""Request parameters that qinfer itself understands, on every way in."""
+"""Parameters of requests and their tensors that qinfer itself understands, on every way in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qinfer.errors import InvalidRequest
+from qinfer.errors import InvalidRequest, Unsupported
 
+_SHARED_MEMORY = "shared_memory_region"
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
@@ -61,6 +62,28 @@ def read_parameters(given: Mapping[str, Any] | None) -> RequestParameters:
                 f"parameter {name!r} is a {type(value).__name__}; expected a string, number or boolean"
             )
     return result
+
+
+def check_input(name: str, parameters: Container[str]) -> None:
+    """Refuse what an input's parameters ask for and this server does not have.
+
+    Raises:
+        Unsupported: the tensor is in shared memory.
+    """
+    if _SHARED_MEMORY in parameters:
+        raise Unsupported(f"input {name!r}: shared memory is not supported")
+
+
+def check_output(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse what the parameters of a requested output ask for and this server does not have.
+
+    Raises:
+        Unsupported: it is wanted in shared memory, or as classes.
+    """
+    if parameters.get("classification"):
+        raise Unsupported(f"output {name!r}: the classification extension is not supported")
+    if _SHARED_MEMORY in parameters:
+        raise Unsupported(f"output {name!r}: shared memory is not supported")
 
 
 def _whole(name: str, value: object) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from qinfer.errors import InvalidRequest, QInferError, Unsupported
+from qinfer.errors import InvalidRequest, QInferError
 from qinfer.message import Request, Response, Tensor
 from qinfer.proto import (
     InferParameter,
@@ -21,13 +21,12 @@ from qinfer.proto import (
 )
 from qinfer_gateway.grpc.contents import to_raw
 from qinfer_gateway.grpc.status import REASON, RETRY_AFTER, retry_after
-from qinfer_gateway.parameters import read_parameters
+from qinfer_gateway.parameters import check_input, check_output, read_parameters
 
 FINAL_RESPONSE = "triton_final_response"
 """Parameter of every streamed response: whether it is the last one to its request."""
 
 _LENGTH_DELIMITED = 2  # wire type of strings, bytes and messages
-_SHARED_MEMORY = "shared_memory_region"
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -61,7 +60,7 @@ def decode_request(message: ModelInferRequest) -> tuple[Request, float]:
     outputs = [output.name for output in message.outputs]
     for output in message.outputs:
         if output.parameters:
-            _check_output(output.name, _values(output.parameters))
+            check_output(output.name, _values(output.parameters))
     parameters = read_parameters(_values(message.parameters) if message.parameters else None)
     request = Request(
         0, message.id, inputs, outputs, parameters=parameters.values, priority=parameters.priority
@@ -73,7 +72,7 @@ def _raw_inputs(message: ModelInferRequest) -> list[Tensor]:
     inputs, raw = message.inputs, message.raw_input_contents[:]
     if len(raw) != len(inputs):
         for given in inputs:
-            _check_input(given)
+            check_input(given.name, given.parameters)
         raise InvalidRequest(
             f"raw_input_contents has {len(raw)} elements; expected one for each of {len(inputs)} inputs"
         )
@@ -85,7 +84,7 @@ def _raw_inputs(message: ModelInferRequest) -> list[Tensor]:
                 "of the two for the whole request"
             )
         if given.parameters:
-            _check_input(given)
+            check_input(given.name, given.parameters)
         tensors.append(Tensor(given.name, given.datatype, given.shape[:], data))
     return tensors
 
@@ -93,25 +92,13 @@ def _raw_inputs(message: ModelInferRequest) -> list[Tensor]:
 def _typed_inputs(message: ModelInferRequest) -> list[Tensor]:
     tensors = []
     for given in message.inputs:
-        _check_input(given)
+        check_input(given.name, given.parameters)
         shape = given.shape[:]
         if not given.HasField("contents") and 0 not in shape:
             raise InvalidRequest(f"input {given.name!r} has no contents, and there are no raw_input_contents")
         data = to_raw(given.name, given.datatype, shape, given.contents)
         tensors.append(Tensor(given.name, given.datatype, shape, data))
     return tensors
-
-
-def _check_input(given: ModelInferRequest.InferInputTensor) -> None:
-    if _SHARED_MEMORY in given.parameters:
-        raise Unsupported(f"input {given.name!r}: shared memory is not supported")
-
-
-def _check_output(name: str, parameters: Mapping[str, Any]) -> None:
-    if parameters.get("classification"):
-        raise Unsupported(f"output {name!r}: the classification extension is not supported")
-    if _SHARED_MEMORY in parameters:
-        raise Unsupported(f"output {name!r}: shared memory is not supported")
 
 
 def _values(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:

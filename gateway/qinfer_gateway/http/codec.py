@@ -14,14 +14,13 @@ from typing import Any
 import msgspec
 
 from qinfer.datatypes import DATATYPES
-from qinfer.errors import InvalidRequest, Unsupported
+from qinfer.errors import InvalidRequest
 from qinfer.message import Request, Response, Tensor
 from qinfer_gateway.catalog import Target
 from qinfer_gateway.http.jsondata import encode_json, pack, to_json, to_raw
-from qinfer_gateway.parameters import RequestParameters, read_parameters
+from qinfer_gateway.parameters import RequestParameters, check_input, check_output, read_parameters
 
 _NO_DATA = msgspec.Raw(b"")
-_SHARED_MEMORY = "shared_memory_region"
 
 
 class _Input(msgspec.Struct, gc=False):
@@ -186,8 +185,7 @@ def _infer_body(parsed: Any, inputs: list[Tensor]) -> InferBody:
 def _input_data(given: _Input, tail: bytes | memoryview, offset: int) -> tuple[bytes | memoryview, int]:
     """An input's raw bytes and where the next binary input begins."""
     parameters = given.parameters or {}
-    if _SHARED_MEMORY in parameters:
-        raise Unsupported(f"input {given.name!r}: shared memory is not supported")
+    check_input(given.name, parameters)
     size = parameters.get("binary_data_size")
     if size is None:
         if given.data is _NO_DATA:
@@ -214,10 +212,7 @@ def _wanted_outputs(outputs: list[_Output], body: InferBody) -> None:
         parameters = output.parameters
         if not parameters:
             continue
-        if parameters.get("classification"):
-            raise Unsupported(f"output {output.name!r}: the classification extension is not supported")
-        if _SHARED_MEMORY in parameters:
-            raise Unsupported(f"output {output.name!r}: shared memory is not supported")
+        check_output(output.name, parameters)
         wanted = parameters.get("binary_data")
         if wanted is not None:
             if not isinstance(wanted, bool):
