@@ -11,7 +11,7 @@ import asyncio
 import logging
 from abc import abstractmethod
 from functools import partial
-from time import time_ns
+from time import monotonic, time_ns
 from typing import ClassVar
 
 from qinfer.bus import Bus
@@ -67,6 +67,7 @@ class Call:
     """Name of its span."""
 
     def __init__(self, started: float) -> None:
+        """`started` is of `time.monotonic`, the event loop's clock in finer grains."""
         self.started = started
         self.deadline = 0.0
         self.model = ""
@@ -292,7 +293,7 @@ class Dispatcher:
                 "worker %s cannot read this gateway's requests: %s", frame.worker, frame.error.message
             )
             return
-        now = self._loop.time()
+        now = monotonic()  # the loop's clock counts milliseconds, too coarse for latencies
         calls = self._calls
         for response in frame.responses:
             call = calls.pop(response.id, None)

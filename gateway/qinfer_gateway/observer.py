@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from qinfer.errors import QInferError
@@ -30,7 +30,6 @@ class Observer:
         self.stats = stats
         self._tracing = tracing
         self._log = log
-        self._loop = asyncio.get_running_loop()
         self.watches = tracing is not None or log is not None
         """Whether `started` has anything to do."""
 
@@ -58,7 +57,7 @@ class Observer:
             call.span.published()
 
     def answered(self, call: Call, frame: ResponseFrame, response: Response, now: float) -> None:
-        """A call got its response, which may be an error; `now` is the event loop's time."""
+        """A call got its response, which may be an error; `now` is of `time.monotonic`."""
         error = response.error
         outcome = OK if error is None else error.reason
         span = call.span
@@ -91,7 +90,7 @@ class Observer:
 
     def failed(self, call: Call, error: QInferError) -> None:
         """A call ends without a response from a worker."""
-        seconds = self._loop.time() - call.started
+        seconds = monotonic() - call.started
         span = call.span
         self.stats.record(call.model, call.protocol, error.reason, seconds, span.trace_id if span else "")
         if span is not None:

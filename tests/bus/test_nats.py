@@ -45,12 +45,62 @@ class TestNatsBus(BusContract):
         await consumer.close()
 
 
-async def test_no_broker_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_broker_is_said_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("qinfer.bus.nats.connection.CONNECT_TIMEOUT", 0.1)
-    bus = connect("nats://127.0.0.1:1")
-    with pytest.raises(BusUnavailable, match="no NATS server answers"):
+    bus = connect("nats://me:secret@127.0.0.1:1")
+    with pytest.raises(BusUnavailable, match=r"^no NATS server answers at nats://.*127\.0\.0\.1:1: ") as told:
         await bus.start()
+    assert "refused" in str(told.value) or "Connect call failed" in str(told.value)
+    assert "secret" not in str(told.value)
+    assert not caplog.records
     await bus.close()
+
+
+async def test_frames_the_broker_took_along_are_refused(namespace: str) -> None:
+    async with EmbeddedServer() as server:
+        gateway = connect(server.url, namespace=namespace)
+        await gateway.start()
+        await gateway.declare("m", QueueSpec())
+        refused = Mailbox()
+        assert server.pid
+        os.kill(server.pid, signal.SIGSTOP)
+        gateway.publish("m", "", b"frame", refused)
+        os.kill(server.pid, signal.SIGKILL)
+        (error,) = await refused.take()
+        assert isinstance(error, BusUnavailable)
+        assert error.retry_after
+        await gateway.close()
+
+
+async def test_answers_wait_for_senders_that_come_back_later(namespace: str) -> None:
+    async with EmbeddedServer() as server:
+        worker = connect(server.url, namespace=namespace)
+        gateway = connect(server.url, namespace=namespace)
+        await worker.start()
+        await gateway.start()
+        # The last of a fleet to come back.
+        gateway._connection.client.options["reconnect_time_wait"] = 0.6  # type: ignore[attr-defined]
+        inbox, replies, back = Mailbox(), Mailbox(), Mailbox()
+        gateway.on_reply(replies)
+        worker.on_reconnect(lambda: back("worker"))
+        await worker.declare("m", QueueSpec(ack_wait=0.5))
+        (await worker.consume("m", "", inbox)).grant(2)
+        gateway.publish("m", "", b"frame", Mailbox())
+        (held,) = await inbox.take()  # in work when the broker goes
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        await back.take()
+        with pytest.raises(BusUnavailable, match="right after a reconnect"):
+            worker.reply(gateway.reply_to, b"lost, perhaps")
+        held.nak()
+        (again,) = await inbox.take()
+        worker.reply(gateway.reply_to, b"answer")
+        again.ack()
+        await eventually(lambda: b"answer" in replies.items, "the answer")
+        await worker.close()
+        await gateway.close()
 
 
 async def test_work_goes_on_after_the_broker_was_killed(namespace: str) -> None:

@@ -26,6 +26,10 @@ from qinfer_workers.instance import Completion, InstanceThread
 
 _LEARNING_RATE = 0.1
 _GRAIN = 0.002  # deadlines this close together are served by one look; timers may be a millisecond early
+# uvloop's clock and timers count whole milliseconds. A timer for less would fire again and again until the
+# next one has begun, and sums of milliseconds are a rounding error away from the tick a timer fires at.
+_TICK = 0.001
+_ROUNDING = 1e-6
 
 
 class _Window:
@@ -140,7 +144,7 @@ class Batcher:
             if not idle:
                 return
         if wake < float("inf"):
-            self._timer = self._loop.call_at(wake, self._pump)
+            self._timer = self._loop.call_at(max(wake, now + _TICK), self._pump)
 
     def _watch(self, deadline: float) -> None:
         """Look for expired requests at `deadline`: one timer for all, since few ever need it."""
@@ -182,10 +186,10 @@ class Batcher:
         if not self._delay:
             return "idle", now
         due = window.opened + self._delay
-        if now >= due:
+        if now >= due - _ROUNDING:
             return "window", now
         latest = window.deadline - self._batch_seconds
-        if now >= latest:
+        if now >= latest - _ROUNDING:
             return "deadline", now
         if self._company() == 0:
             return "alone", now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Executor
+from time import monotonic
 from typing import TypeAlias
 
 from qinfer.errors import DeadlineExceeded, QInferError
@@ -34,7 +35,7 @@ class GrpcCall(Call):
     operation = METHODS["ModelInfer"].path[1:]
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop.time())
+        super().__init__(monotonic())
         self.answer: asyncio.Future[Answer] = loop.create_future()
 
     def status(self, error: QInferError | None) -> int:
@@ -89,7 +90,7 @@ class Inference:
                     request.traceparent = str(value)
                 elif name == "tracestate":
                     request.tracestate = str(value)
-            timeout = _allowed(call, timeout, context.time_remaining(), self._loop.time())
+            timeout = _allowed(call, timeout, context.time_remaining(), monotonic())
             self._dispatcher.submit(call, target, request, timeout=timeout)
         except QInferError as error:
             self._dispatcher.refused(call, model, error)

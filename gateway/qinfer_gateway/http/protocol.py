@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from asyncio import Transport
 from collections import deque
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
@@ -92,7 +93,7 @@ class InferProtocol(HttpToolsProtocol):
             and not self._discarding
             and not self._stalled
         ):
-            exchange = Exchange(self, self.front, known.route, self.loop.time(), known.headers)
+            exchange = Exchange(self, self.front, known.route, monotonic(), known.headers)
             self._last_used = exchange.started
             self.cycle = exchange
             exchange.start(data[body:])
@@ -184,7 +185,7 @@ class InferProtocol(HttpToolsProtocol):
             self._base_headers_complete()
             return
         headers = {name: value for name, value in self.headers if name in WANTED_HEADERS}
-        exchange = Exchange(self, self.front, route, self.loop.time(), headers)
+        exchange = Exchange(self, self.front, route, monotonic(), headers)
         # A client of 1.0 reads until the end, unless it is told in its own terms that there is none.
         modern = self.parser.get_http_version() != "1.0"
         exchange.keep_alive = modern and self.parser.should_keep_alive()

@@ -179,6 +179,8 @@ class NatsBus(Bus):
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
         self._connection.publish(check_reply(reply_to), frame)
+        if not self._connection.settled:
+            raise BusUnavailable("sent right after a reconnect, before whoever asked was surely back")
 
     async def _receive(self, message: Msg) -> None:
         subject = message.subject
@@ -262,8 +264,11 @@ class NatsBus(Bus):
         self._registry.forget()
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         if unconfirmed:
-            # Stored or not: nobody knows. Their requests are answered, or end at their deadline.
+            # Stored or not: nobody knows. To wait for answers would be to wait for the deadline, mostly.
             logger.warning("%d frames were sent but not confirmed when the broker went", len(unconfirmed))
+            error = BusUnavailable("the broker went before it confirmed the request", retry_after=1.0)
+            for refused in unconfirmed.values():
+                refused(error)
         while not self._closed:
             try:
                 for model, spec in list(self._queues.items()):
@@ -271,9 +276,11 @@ class NatsBus(Bus):
                 for (model, version), consumer in list(self._consumers.items()):
                     if not consumer.closed:
                         await self._add_consumer(model, version)
-                        consumer.reset()
                 for watcher in self._watchers:
                     await watcher.refresh()
+                await self._connection.settle()
+                for consumer in self._consumers.values():
+                    consumer.reset()
                 return
             except (QInferError, nats.errors.Error, OSError) as error:
                 logger.warning("the broker is back but not ready: %s", error)

@@ -12,6 +12,7 @@ import nats
 from nats.aio.client import Client
 
 from qinfer.errors import BusUnavailable
+from qinfer.telemetry.logs import redact
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ CONNECT_TIMEOUT = 10.0
 
 _PING_INTERVAL = 5  # two missed pings mean a dead peer: noticed within 15 s, not nats-py's 6 minutes
 _RECONNECT_WAIT = 0.25
+_SETTLE = 4 * _RECONNECT_WAIT  # after a restart of the broker everybody else is back within this time
 _BUFFER_LIMIT = 32 * 1024 * 1024
 # nats-py waits inside publish() once `pending_size` is passed. Ours must never wait, so its limit lies
 # beyond the one enforced here.
@@ -34,7 +36,22 @@ class Connection:
         self._name = name
         self._reconnect_handlers: list[Callable[[], None]] = []
         self._started = False
+        self._problem: Exception | None = None
+        self._settled = asyncio.Event()
+        self._settling: asyncio.TimerHandle | None = None
         self.client = Client()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the others have had the time to come back, too, since the connection was lost.
+
+        What is published on an inbox before its owner is back is lost.
+        """
+        return self._settled.is_set()
+
+    async def settle(self) -> None:
+        """Wait until `settled`: `_SETTLE` seconds after the latest reconnect."""
+        await self._settled.wait()
 
     @property
     def connected(self) -> bool:
@@ -55,11 +72,16 @@ class Connection:
             try:
                 await self._connect()
                 self._started = True
+                self._settled.set()
                 return
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 self.client = Client()
                 if loop.time() > give_up:
-                    raise BusUnavailable(f"no NATS server answers: {error!r}", retry_after=1.0) from error
+                    reason = self._problem or error
+                    where = ", ".join(redact(server) for server in self._servers)
+                    raise BusUnavailable(
+                        f"no NATS server answers at {where}: {str(reason) or repr(reason)}", retry_after=1.0
+                    ) from error
                 await asyncio.sleep(_RECONNECT_WAIT)
 
     async def _connect(self) -> None:
@@ -109,13 +131,20 @@ class Connection:
         _complete(client.publish(subject, payload, reply))
 
     async def _error(self, error: Exception) -> None:
-        logger.warning("NATS: %r", error)
+        if self._started:
+            logger.warning("NATS: %r", error)
+        else:  # told once, when `start` gives up
+            self._problem = error
 
     async def _disconnected(self) -> None:
+        self._settled.clear()
+        if self._settling is not None:
+            self._settling.cancel()
         if not self.client.is_closed:
             logger.warning("lost the connection to the broker; reconnecting")
 
     async def _reconnected(self) -> None:
+        self._settling = asyncio.get_running_loop().call_later(_SETTLE, self._settled.set)
         logger.info("connected to the broker again")
         for handler in self._reconnect_handlers:
             handler()

@@ -128,7 +128,7 @@ class NatsConsumer(Consumer):
 
     def acknowledge(self, subject: str) -> None:
         """Ack a frame; pull in the same message when credit waits to be asked for."""
-        if self._wanted and not self.closed:
+        if self._wanted and not self.closed and self._connection.settled:
             self.send(subject, b"+NXT " + self._take_pull(), reply=self._inbox)
         else:
             self.send(subject, b"+ACK")
@@ -149,8 +149,8 @@ class NatsConsumer(Consumer):
 
     def _flush(self) -> None:
         self._flush_handle = None
-        # Not connected: `reset` asks again.
-        if self._wanted and not self.closed and self._connection.connected:
+        # Not connected, or answers would find nobody yet: `reset` asks again.
+        if self._wanted and not self.closed and self._connection.settled:
             self.send(self._next_subject, self._take_pull(), reply=self._inbox)
 
     async def _receive(self, message: Msg) -> None:
