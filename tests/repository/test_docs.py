@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qinfer.repository import Repository, pbtxt
-from qinfer.repository.validate import check
+from qinfer.repository.validate import WITHOUT_EFFECT, check
 
 from .models import fault, write_model
 
@@ -38,6 +38,14 @@ def test_pbtxt_and_yaml_say_the_same(tmp_path: Path) -> None:
 def test_fragments_are_valid(text: str) -> None:
     faults = check(pbtxt.read(text, "fragment").message)
     assert faults == []
+
+
+def test_what_has_no_effect_yet_is_listed() -> None:
+    rows = [
+        line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if "| no effect yet" in line
+    ]
+    listed = {name for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+    assert listed - set(WITHOUT_EFFECT) == {name for names in WITHOUT_EFFECT.values() for name in names}
 
 
 WRONG = [

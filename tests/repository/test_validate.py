@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qinfer.repository import pbtxt
-from qinfer.repository.validate import MAX_QUEUE_DELAY_US, check
+from qinfer.repository.validate import MAX_QUEUE_DELAY_US, check, without_effect
 
 HEAD = 'name: "m" backend: "python" max_batch_size: 8 '
 
@@ -165,3 +165,28 @@ def test_preferred_sizes_wait_for_an_unknown_batch_size() -> None:
     assert faults(text, batch_size_known=False) == []
     assert len(faults(text)) == 1
     assert len(faults(text.replace("4", "0"), batch_size_known=False)) == 1
+
+
+def test_what_has_no_effect_yet_is_named() -> None:
+    text = (
+        HEAD
+        + """
+    dynamic_batching {
+      max_queue_delay_microseconds: 100 preserve_ordering: true priority_levels: 2 default_priority_level: 1
+      default_queue_policy { max_queue_size: 8 }
+    }
+    instance_group [ { count: 1 }, { host_policy: "numa0" } ]
+    model_warmup { name: "w" batch_size: 1 }
+    """
+    )
+    message = pbtxt.read(text, "config.pbtxt").message
+    assert check(message) == []
+    assert without_effect(message) == [
+        "model_warmup",
+        "dynamic_batching.preserve_ordering",
+        "dynamic_batching.priority_levels",
+        "dynamic_batching.default_priority_level",
+        "dynamic_batching.default_queue_policy",
+        "instance_group[1].host_policy",
+    ]
+    assert without_effect(pbtxt.read(HEAD, "config.pbtxt").message) == []

@@ -11,8 +11,10 @@ from functools import partial
 
 from qinfer.bus import Bus, QueueSpec
 from qinfer.errors import QInferError
+from qinfer.proto import ModelConfig
 from qinfer.registry import STATISTICS, ModelRecord, Registration, WorkerRecord
 from qinfer.repository import ModelEntry, Repository
+from qinfer.repository.validate import without_effect
 from qinfer.telemetry.statistics import StatisticsReport, encode_report
 from qinfer.telemetry.stats import ModelStats
 from qinfer.telemetry.tracing import Tracing
@@ -89,6 +91,9 @@ class Worker:
 
     async def _load(self, entry: ModelEntry) -> None:
         name = entry.config.name
+        ignored = without_effect(ModelConfig.FromString(entry.config.proto))
+        if ignored:
+            logger.warning("model %s: without effect yet: %s", name, ", ".join(ignored))
         versions: list[ServedVersion] = []
         for version in entry.versions:
             try:

@@ -42,6 +42,34 @@ _REFUSED_PARTS = (
     "secondary_devices",
 )
 
+WITHOUT_EFFECT = {
+    "": ("model_warmup", "response_cache", "metric_tags", "model_metrics"),
+    "dynamic_batching": (
+        "preserve_ordering",
+        "priority_levels",
+        "default_priority_level",
+        "default_queue_policy",
+        "priority_queue_policy",
+    ),
+    "instance_group": ("rate_limiter", "host_policy", "profile"),
+}
+"""Fields that are accepted and do nothing yet, by the message they are in. They change when answers come, or
+whether they do under overload, but not what they are."""
+
+
+def without_effect(message: ModelConfig) -> list[str]:
+    """The fields of a configuration that have no effect yet, for the log."""
+    groups = [
+        (f"instance_group[{index}]", "instance_group", group)
+        for index, group in enumerate(message.instance_group)
+    ]
+    parts = [("", "", message), ("dynamic_batching", "dynamic_batching", message.dynamic_batching), *groups]
+    found: list[str] = []
+    for path, kind, part in parts:
+        given = {field.name for field, _ in part.ListFields()}
+        found += [join(path, name) for name in WITHOUT_EFFECT[kind] if name in given]
+    return found
+
 
 def check(message: ModelConfig, *, batch_size_known: bool = True) -> list[Fault]:
     """Everything that is wrong with a configuration whose `backend` is settled.
