@@ -26,9 +26,9 @@ from qinfer_workers.instance import Completion, InstanceThread
 
 _LEARNING_RATE = 0.1
 _GRAIN = 0.002  # deadlines this close together are served by one look; timers may be a millisecond early
-# uvloop's clock and timers count whole milliseconds. A timer for less would fire again and again until the
-# next one has begun, and sums of milliseconds are a rounding error away from the tick a timer fires at.
-_TICK = 0.001
+# uvloop's clock counts whole milliseconds and its timers are rounded to them. Rounded down, a timer would fire
+# again and again until the next one has begun; and sums of milliseconds are a rounding error away from it.
+_ROUND_UP = 0.000499
 _ROUNDING = 1e-6
 
 
@@ -144,7 +144,7 @@ class Batcher:
             if not idle:
                 return
         if wake < float("inf"):
-            self._timer = self._loop.call_at(max(wake, now + _TICK), self._pump)
+            self._timer = self._loop.call_at(wake + _ROUND_UP, self._pump)
 
     def _watch(self, deadline: float) -> None:
         """Look for expired requests at `deadline`: one timer for all, since few ever need it."""
