@@ -127,19 +127,22 @@ def test_a_window_is_not_looked_at_until_it_is_over() -> None:
     """uvloop rounds timers to milliseconds: one for the rest of a window must not fire before its end."""
 
     async def scene() -> int:
-        s = Scene(delay_us=1_500)
+        s = Scene(delay_us=1_400)
+        over = asyncio.Event()
         looks = 0
         reason = s.batcher._close_reason
 
         def counted(*arguments: Any) -> Any:
             nonlocal looks
             looks += 1
-            return reason(*arguments)
+            closed, due = reason(*arguments)
+            if closed is not None:
+                over.set()
+            return closed, due
 
         s.batcher._close_reason = counted  # type: ignore[method-assign]
         s.add(1)
-        while not s.batches:
-            await asyncio.sleep(0)
+        await asyncio.wait_for(over.wait(), 10)
         return looks
 
     assert uvloop.run(scene()) <= 3

@@ -26,8 +26,8 @@ from qinfer_workers.instance import Completion, InstanceThread
 
 _LEARNING_RATE = 0.1
 _GRAIN = 0.002  # deadlines this close together are served by one look; timers may be a millisecond early
-# uvloop's clock counts whole milliseconds and its timers are rounded to them. Rounded down, a timer would fire
-# again and again until the next one has begun; and sums of milliseconds are a rounding error away from it.
+# uvloop's clock counts whole milliseconds and its timers are rounded to them. Rounded down, a timer would
+# fire again and again until the next one has begun; and sums of milliseconds are a rounding error from it.
 _ROUND_UP = 0.000499
 _ROUNDING = 1e-6
 
