@@ -27,6 +27,7 @@ from qinfer_gateway.http.server import listen
 _KEEP_ALIVE_MS = 60_000
 _KEEP_ALIVE_TIMEOUT_MS = 20_000
 _MIN_CLIENT_PING_MS = 10_000
+_CLOSING = 1.0  # seconds of refusing before the drain; callers that never stop asking are cut off then
 _OTHER_RPCS = 1024  # questions, watches and streams that may be open beside the calls in flight
 
 
@@ -61,7 +62,7 @@ class GrpcServer:
         self.port = port
         self._reuse_port = reuse_port
         self._stopping = asyncio.Event()
-        inference = Inference(catalog, dispatcher, threads)
+        self._inference = inference = Inference(catalog, dispatcher, threads)
         self._streams = Streams(inference)
         self._server: Any = grpc.aio.server(
             options=_options(reuse_port=reuse_port, max_body_bytes=max_body_bytes),
@@ -95,9 +96,12 @@ class GrpcServer:
 
     async def stop(self, timeout: float) -> None:
         """Stop accepting, let RPCs in progress finish, cut those that take over `timeout` s. Idempotent."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + timeout
         self._stopping.set()
         self._streams.finish()
-        await self._server.stop(timeout)
+        await self._inference.close(min(timeout, _CLOSING))
+        await self._server.stop(max(0.0, give_up - loop.time()))
 
 
 def _options(*, reuse_port: bool, max_body_bytes: int) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton_aio
@@ -12,10 +13,11 @@ import tritonclient.http.aio as triton_http
 from tritonclient.utils import InferenceServerException
 
 from qinfer.errors import SetupError
-from tests.gateway.grpc.calls import CHANNEL, Gate, fp32, triton_input
-from tests.gateway.grpc.conftest import MakeFleet, client_of
+from qinfer.proto import METHODS
+from tests.gateway.grpc.calls import CHANNEL, Failure, Gate, fp32, raw, triton_input
+from tests.gateway.grpc.conftest import MakeFleet, address, client_of
 from tests.helpers.served_models import GATED, IDENTITY, VERSIONS
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import PATIENCE, eventually
 
 FP32 = IDENTITY["FP32"]
 LIMIT = 256 * 1024
@@ -78,6 +80,30 @@ async def test_drain_answers_what_is_in_flight(make_fleet: MakeFleet, gate: Gate
         gate.open()
         assert (await held).as_numpy("y").shape == (1, 1)
         await stopping
+
+
+async def test_drain_under_load_says_try_elsewhere(make_fleet: MakeFleet) -> None:
+    """grpcio cancels what it has read and not yet handed over: not even that may end as CANCELLED."""
+    request = raw(VERSIONS, "FP32", [1, 1], bytes(4)).SerializeToString()
+    async with make_fleet(VERSIONS) as fleet, grpc.aio.insecure_channel(address(fleet), CHANNEL) as channel:
+        infer = channel.unary_unary(METHODS["ModelInfer"].path)
+        answered = 0
+
+        async def call_until_refused() -> Failure:
+            nonlocal answered
+            while True:
+                try:
+                    await infer(request, timeout=PATIENCE)
+                except grpc.aio.AioRpcError as error:
+                    return Failure(error)
+                answered += 1
+
+        callers = [asyncio.create_task(call_until_refused()) for _ in range(64)]
+        await eventually(lambda: answered > len(callers), "the load runs")
+        await fleet.gateway.stop()
+        ended = await asyncio.gather(*callers)
+        assert {failure.code for failure in ended} == {grpc.StatusCode.UNAVAILABLE}, ended
+        assert "shutting_down" in {failure.reason for failure in ended}
 
 
 async def test_drain_gives_up(make_fleet: MakeFleet, gate: Gate) -> None:
