@@ -226,17 +226,21 @@ class Dispatcher:
         max_rows = outgoing.target.max_rows
         max_bytes = self._bus.max_payload // _FRAME_SHARE
         now_us = time_ns() // 1000
-        now = self._loop.time()
+        now = monotonic()
         frame: list[Request] = []
         frame_rows = frame_bytes = 0
         for request, rows, size in outgoing.requests:
             call = self._calls.get(request.id)
             if call is None:
                 continue  # the caller left within this very tick
+            budget = call.deadline - now
+            if budget <= 0:
+                self._expire(request.id)
+                continue
             if frame and (frame_rows + rows > max_rows or frame_bytes + size > max_bytes):
                 self._publish(outgoing, frame, frame_rows, now_us)
                 frame, frame_rows, frame_bytes = [], 0, 0
-            request.deadline_us = now_us + int((call.deadline - now) * 1e6)
+            request.deadline_us = now_us + int(budget * 1e6)
             if call.span is not None:
                 self._observer.published(call)
             frame.append(request)

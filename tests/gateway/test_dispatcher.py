@@ -340,6 +340,14 @@ async def test_a_call_ends_at_its_deadline(stage: Stage) -> None:
     assert stage.dispatcher.in_flight == {"m": 0}
 
 
+async def test_a_call_whose_deadline_has_passed_is_not_sent(stage: Stage) -> None:
+    late, stays = stage.call(target(), timeout=1e-9), stage.call(target())
+    (frame,) = await stage.frames()
+    assert [request.id for request in frame.requests] == [stays.number]
+    assert (late.reason, stays.reason) == ("deadline_exceeded", "")
+    assert stage.outcomes == {"deadline_exceeded": 1}
+
+
 async def test_calls_without_a_deadline_get_the_default(stage: Stage) -> None:
     stage.call(target())
     (frame,) = await stage.frames()
