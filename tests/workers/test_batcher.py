@@ -126,7 +126,7 @@ def test_window_closes_when_the_delay_of_its_first_request_is_over() -> None:
 def test_a_window_is_not_looked_at_until_it_is_over() -> None:
     """uvloop rounds timers to milliseconds: one for the rest of a window must not fire before its end."""
 
-    async def scene() -> int:
+    async def looks_at_one_window() -> int:
         s = Scene(delay_us=1_400)
         over = asyncio.Event()
         looks = 0
@@ -145,7 +145,10 @@ def test_a_window_is_not_looked_at_until_it_is_over() -> None:
         await asyncio.wait_for(over.wait(), 10)
         return looks
 
-    assert uvloop.run(scene()) <= 3
+    async def scene() -> list[int]:
+        return [await looks_at_one_window() for _ in range(20)]
+
+    assert max(uvloop.run(scene())) <= 3
 
 
 def test_deadline_closes_in_time_for_the_tightest_member() -> None:
