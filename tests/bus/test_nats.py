@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from qinfer.bus import Bus, QueueSpec, connect
 from qinfer.bus.nats.bus import NatsBus
@@ -72,6 +73,23 @@ async def test_frames_the_broker_took_along_are_refused(namespace: str) -> None:
         assert isinstance(error, BusUnavailable)
         assert error.retry_after
         await gateway.close()
+
+
+def test_a_lost_connection_can_be_closed(namespace: str) -> None:
+    """uvloop refuses to write what is left to a connection that is gone."""
+
+    async def scene() -> None:
+        async with EmbeddedServer() as server:
+            bus = connect(server.url, namespace=namespace)
+            await bus.start()
+            await bus.declare("m", QueueSpec())
+            consumer = await bus.consume("m", "", Mailbox())
+            server.kill()
+            await eventually(lambda: not bus.connected, "a lost connection")
+            await consumer.close()  # leaves an unsubscription to be sent
+            await bus.close()
+
+    uvloop.run(scene())
 
 
 async def test_answers_wait_for_senders_that_come_back_later(namespace: str) -> None:

@@ -115,7 +115,10 @@ class Connection:
                 await self.client.flush(timeout=2)
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 logger.warning("the last messages may not have reached the broker: %r", error)
-        await self.client.close()
+        try:
+            await self.client.close()
+        except (OSError, RuntimeError) as error:  # uvloop: nothing can be written to what is closed
+            logger.warning("what was left to send did not reach the broker: %s", error)
 
     def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Hand a message to the connection without waiting.
