@@ -111,6 +111,23 @@ async def test_killed_server_is_back_on_the_same_port_with_its_data(tmp_path: Pa
             assert (await js.get_msg("S", 20)).data == b"19"
 
 
+async def test_server_whose_store_is_removed_gets_a_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    async with EmbeddedServer(store) as server:
+        port = server.port
+        shutil.rmtree(store)
+        await eventually(lambda: server.restarts > 0)
+        assert server.port == port
+        assert f"{store} was removed" in caplog.text
+        async with connected(server.url) as client:
+            await client.jetstream().add_stream(name="S", subjects=["s.>"])
+            assert (await client.jetstream().publish("s.1", b"x")).seq == 1
+        with pytest.raises(SetupError, match="in use by another broker"):
+            await EmbeddedServer(store).start()
+
+
 async def test_store_outlives_the_server_and_another_name(tmp_path: Path) -> None:
     for round_ in range(2):
         async with EmbeddedServer(tmp_path) as server, connected(server.url) as client:

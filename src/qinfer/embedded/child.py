@@ -130,10 +130,11 @@ class Child:
     def kill(self) -> None:
         """Kill the process and all it started at once; `stop` still has to be awaited."""
         self._stopping.set()
-        pid = self.pid
-        if pid is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+        self._kill_group()
+
+    def restart(self) -> None:
+        """Kill the process and all it started; it is started again as after any death."""
+        self._kill_group()
 
     async def died(self) -> int:
         """Wait until a process ended unasked; returns its exit status. Restarts go on regardless."""
@@ -235,6 +236,12 @@ class Child:
         except TimeoutError:
             return False
         return True
+
+    def _kill_group(self) -> None:
+        pid = self.pid
+        if pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         process = self._process

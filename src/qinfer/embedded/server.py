@@ -26,6 +26,7 @@ DEFAULT_MAX_PAYLOAD = 8 * 1024 * 1024
 
 _POLL = 0.01
 _CONNECT_TIMEOUT = 1.0
+_STORE_WATCH = 1.0
 
 
 class EmbeddedServer:
@@ -77,6 +78,7 @@ class EmbeddedServer:
         self._password = secrets.token_urlsafe(24)
         self._store: Store | None = None
         self._child: Child | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -139,10 +141,15 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
+        self._watch = asyncio.create_task(self._watch_store(self._child, store), name="watch store")
         logger.info("broker is ready on %s:%d, its files are in %s", HOST, self.port, store.directory)
 
     async def stop(self) -> None:
         """Stop the server and remove a temporary store. Idempotent; it can be started again."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
         child, self._child = self._child, None
         if child is not None:
             await child.stop(self._stop_timeout)
@@ -177,6 +184,17 @@ class EmbeddedServer:
         )
         store.write_configuration(render(settings, store))
         return [str(binary), "--config", str(store.configuration)]
+
+    async def _watch_store(self, child: Child, store: Store) -> None:
+        """Start the server anew when its folder was removed: it would run on and confirm nothing."""
+        while True:
+            await asyncio.sleep(_STORE_WATCH)
+            if child.pid is not None and not store.intact:
+                logger.critical(
+                    "store directory %s was removed, and what was queued with it; starting the broker anew",
+                    store.directory,
+                )
+                child.restart()
 
     async def _wait_ready(self) -> None:
         assert self._store is not None

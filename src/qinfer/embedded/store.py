@@ -37,14 +37,28 @@ class Store:
             self.directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
         else:
             self.directory = directory.resolve()
+        self.lock_fd = self._make()
+
+    def _make(self) -> int:
+        """Make the folder, if need be, and lock it; returns the lock."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.lock_fd = _lock(self.directory)
+            lock_fd = _lock(self.directory)
             self.ports.mkdir(mode=0o700, exist_ok=True)
         except BlockingIOError:
             raise SetupError(f"store directory {self.directory} is in use by another broker") from None
         except OSError as error:
             raise SetupError(f"store directory {self.directory} cannot be used: {error.strerror}") from None
+        return lock_fd
+
+    @property
+    def intact(self) -> bool:
+        """Whether the folder is still the one that was locked, and not removed or replaced meanwhile."""
+        try:
+            found = (self.directory / _LOCK).stat()
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self.lock_fd))
 
     @property
     def configuration(self) -> Path:
@@ -74,7 +88,15 @@ class Store:
         draft.replace(self.configuration)
 
     def prepare_start(self) -> None:
-        """Forget what the previous server process said."""
+        """Forget what the previous server process said; make the folder anew if somebody removed it.
+
+        Raises:
+            SetupError: the folder cannot be made anew.
+        """
+        if not self.intact:
+            lock_fd = self._make()
+            os.dup2(lock_fd, self.lock_fd, inheritable=False)  # children are told the number
+            os.close(lock_fd)
         for file in (*self.ports.glob("*.ports"), self.errors):
             file.unlink(missing_ok=True)
 
