@@ -222,6 +222,7 @@ class Exchange(Call):
         try:
             self._front.dispatcher.submit(self, self._target, body.request, timeout=body.timeout)
         except QInferError as error:
+            self.request_id = body.request.request_id
             self._reject(error)
 
     def _reject(self, error: QInferError) -> None:
