@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +13,17 @@ import pytest_asyncio
 from qinfer.embedded import EmbeddedServer
 from tests.helpers import served_models
 from tests.helpers.system import System, serving
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_signals() -> None:
+    """Under nohup, or behind a shell's `&`, all we start would ignore the signals that tests send it.
+
+    What is ignored is ignored by children, too; what has a handler that does nothing is not.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
