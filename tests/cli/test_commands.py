@@ -113,6 +113,7 @@ def test_wrong_sizes(text: str) -> None:
         (["/no/such/place"], "model repository /no/such/place does not exist"),
         (["{file}"], "is not a directory"),
         (["{empty}"], "no model to serve in"),
+        (["{good}/good"], "looks like a model; serve the folder it is in: "),
         (["{broken}"], "bad: "),
         (["{good}", "--model", "nope"], "--model nope: no such model in the repository; there are: good"),
         (["{broken}", "--model", "bad"], "--model bad: "),

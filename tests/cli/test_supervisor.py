@@ -208,7 +208,7 @@ async def test_models_that_never_get_ready_end_the_start(tmp_path: Path) -> None
     async with fleet(tmp_path, states={"mlp": "LOADING"}, startup_timeout=1.0) as running:
         status, stderr = await running.exit()
         assert status == 1
-        assert "Unavailable: the models were not ready within 1 s (--startup-timeout)" in stderr
+        assert "Unavailable: not ready within 1 s (--startup-timeout): mlp" in stderr
         assert [who for event, who, _ in running.events() if event == "stop"] == ["gateway", "worker"]
 
 
@@ -219,6 +219,18 @@ async def test_a_signal_in_the_middle_of_the_start_stops(tmp_path: Path) -> None
         status, _ = await running.exit()
         assert status == 0
         assert [who for event, who, _ in running.events() if event == "stop"] == ["gateway", "worker"]
+
+
+async def test_a_start_that_fails_does_not_wait_for_what_is_still_loading(tmp_path: Path) -> None:
+    environment = {"FAKE_DRAIN": "600"}
+    async with fleet(
+        tmp_path, environment=environment, states={"mlp": "LOADING"}, drain_timeout=3600, stop_grace=0.1
+    ) as running:
+        await eventually(lambda: len(running.events()) == 2)
+        running.process.terminate()
+        status, stderr = await running.exit()
+        assert status == 0
+        assert "worker 0 did not stop within" in stderr
 
 
 @pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port"])

@@ -203,7 +203,7 @@ async def test_the_port_is_free_again_and_signals_are_untouched(worker_registry:
 async def test_a_taken_port_is_a_setup_error(worker_registry: CollectorRegistry) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SetupError, match=f"127.0.0.1:{port} cannot be bound"):
+        with pytest.raises(SetupError, match=f"127.0.0.1:{port} cannot be bound.*--metrics-port"):
             await MetricsServer("127.0.0.1", port, worker_registry).__aenter__()
 
 

@@ -96,6 +96,7 @@ class Worker:
             logger.warning("model %s: without effect yet: %s", name, ", ".join(ignored))
         versions: list[ServedVersion] = []
         for version in entry.versions:
+            logger.info("loading model %s version %s", name, version)
             try:
                 versions.append(
                     await load_version(

@@ -140,7 +140,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         raise SetupError(
-            f"metrics address {host}:{port} cannot be bound: {error}; expected a free port"
+            f"metrics address {host}:{port} cannot be bound: {error}; "
+            "choose another with --metrics-port, 0 for any free one, -1 for none"
         ) from None
     listener.setblocking(False)
     return listener

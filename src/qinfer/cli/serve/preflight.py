@@ -90,5 +90,10 @@ def _check_models(options: ServeOptions) -> Findings:
     if not names:
         where = ", ".join(str(path) for path in options.repositories)
         why = "".join(f"\n  {problem.model}: {problem.error.message}" for problem in problems)
+        versions = {problem.path for problem in problems if problem.model.isdecimal()}
+        why += "".join(
+            f"\n{model} looks like a model; serve the folder it is in: {model.parent}"
+            for model in sorted({version.parent for version in versions})
+        )
         raise SetupError(f"no model to serve in {where}{':' if why else ''}{why}")
     return Findings(models=tuple(names), problems=tuple(problems))

@@ -78,6 +78,7 @@ class Supervisor:
         self._gateways: list[Child] = []
         self._workers: list[Child] = []
         self._metrics_ports: dict[str, int] = {}
+        self._started = False
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
@@ -150,6 +151,7 @@ class Supervisor:
             host = _WILDCARDS.get(options.host, options.host)
             host = f"[{host}]" if ":" in host else host
             ready = await self._wait_settled(f"http://{host}:{http_port}", directory, before)
+        self._started = True
         addresses = Addresses(
             http=f"http://{host}:{http_port}",
             grpc=f"{host}:{grpc_port}" if grpc_port > 0 else None,
@@ -210,8 +212,10 @@ class Supervisor:
                     if watch.done():
                         watch.result()
         except TimeoutError:
+            missing = ", ".join(sorted(model for model in self._models if not directory.serving(model)))
             raise Unavailable(
-                f"the models were not ready within {self._options.startup_timeout:g} s (--startup-timeout)"
+                f"not ready within {self._options.startup_timeout:g} s (--startup-timeout): "
+                f"{missing or 'the gateway'}"
             ) from None
         finally:
             watch.cancel()
@@ -263,7 +267,8 @@ class Supervisor:
         return finished
 
     async def _drain(self) -> None:
-        timeout = self._options.drain_timeout + self._stop_grace
+        # A worker that is still loading cannot be interrupted, and holds nothing that would be lost.
+        timeout = self._stop_grace + (self._options.drain_timeout if self._started else 0.0)
         for role, children in (("gateways", self._gateways), ("workers", self._workers)):
             if children:
                 logger.info("stopping %s", role)
