@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -117,6 +118,16 @@ def test_decisions_are_numbered_without_gaps() -> None:
     assert [name[:4] for name in names] == [f"{number:04}" for number in range(1, len(names) + 1)]
     for name in names:
         assert read(f"docs/decisions/{name}").startswith(f"# {name[:4]}: ")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_it_is_installed_from_the_clone(name: str) -> None:
+    """The name on PyPI is another project's; a reader who has nothing yet must not be sent there."""
+    typed = "\n".join(blocks(read(name), "sh", "console"))
+    (extras,) = re.findall(r"pip install -c constraints.txt '\.\[([a-z,]+)\]'", typed)
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert set(extras.split(",")) <= set(tomllib.load(file)["project"]["optional-dependencies"])
+    assert "pip install 'qinfer" not in typed
 
 
 def test_make_has_the_targets_that_are_named() -> None:

@@ -23,7 +23,7 @@ _GRACE = 5.0  # the server's own answer to a passed deadline says more than ours
     context_settings=CONTEXT,
     epilog="""\b
 Examples:
-  qinfer infer mlp --input 'x=[[0.1, 0.2, 0.3, 0.4]]'
+  qinfer infer minilm_tokenizer --input 'text=[["A man is eating food."]]'
   qinfer infer mlp --input x=@batch.npy --output y=@answers.npy
   qinfer infer minilm --input input_ids=@ids.json --input attention_mask=@mask.json --json
   QINFER_NATS=nats://broker:4222 qinfer infer mlp --input x=@x.npy --version 2
