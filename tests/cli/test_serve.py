@@ -112,6 +112,7 @@ def test_models(server: Server) -> None:
     assert rows["broken"]["state"] == "UNAVAILABLE"
     assert "nonsense" in rows["broken"]["reason"]
     shown = run("models", "--url", server.http).stdout
+    assert re.search(r"^broken: .*nonsense", shown, re.MULTILINE | re.DOTALL)
     assert re.search(r"double\s+1\s+python\s+ready\s+1", shown)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -134,19 +134,16 @@ def _order(row: ModelRow) -> tuple[str, int]:
     return row.name, int(row.version) if row.version.isdigit() else -1
 
 
-def table(rows: list[ModelRow]) -> Table:
-    """The rows for a terminal; reasons only where there are some."""
+def table(rows: list[ModelRow]) -> RenderableType:
+    """The rows for a terminal, and below them the reasons, which are too long for a column."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     shown.add_column("model", overflow="fold")
     shown.add_column("version", justify="right")
     shown.add_column("backend")
     shown.add_column("state")
     shown.add_column("workers", justify="right")
-    reasons = any(row.reason for row in rows)
-    if reasons:
-        shown.add_column("reason", overflow="fold")
     for row in rows:
         state = Text(row.state.lower(), style=_COLOURS.get(row.state, ""))
-        cells = [Text(row.name), Text(row.version), Text(row.backend), state, Text(str(row.workers))]
-        shown.add_row(*cells, *([Text(row.reason)] if reasons else ()))
-    return shown
+        shown.add_row(Text(row.name), Text(row.version), Text(row.backend), state, Text(str(row.workers)))
+    reasons = [Text(f"{row.name}: {row.reason}", overflow="fold") for row in rows if row.reason]
+    return Group(shown, *(["", *reasons] if reasons else ()))
