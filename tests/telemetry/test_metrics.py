@@ -137,6 +137,7 @@ async def test_exemplars_lead_from_a_bucket_to_its_trace(worker_registry: Collec
     assert exemplars["qinfer_queue_wait_seconds_bucket", "0.005"] == ({"trace_id": TRACE}, 0.004)
     assert exemplars["qinfer_batch_wait_seconds_bucket", "0.005"] == ({"trace_id": TRACE}, 0.003)
     assert exemplars["qinfer_compute_infer_seconds_bucket", "0.0001"][0] == {"trace_id": TRACE}
+    assert exemplars["qinfer_batch_size_bucket", "8.0"][0] == {"trace_id": TRACE}
 
 
 def gateway_registry() -> CollectorRegistry:

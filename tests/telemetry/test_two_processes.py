@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 from loadtest.mlp import build_mlp, config_pbtxt
-from tests.helpers.system import serving
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from tests.helpers.system import System, serving
+from tests.helpers.waiting import eventually
 from tests.telemetry.otlp import Collector
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -62,6 +65,34 @@ def test_a_traceparent_yields_one_trace_with_spans_of_both_processes(
     assert [link.span_id for link in process.links] == [batch.span_id]
     assert server.start_time_unix_nano <= process.start_time_unix_nano
     assert batch.end_time_unix_nano <= server.end_time_unix_nano
+
+
+def exemplars(system: System) -> dict[str, str]:
+    """Trace ids of the exemplars, by the name of their metric."""
+    request = Request(system.metrics, headers={"Accept": "application/openmetrics-text"})
+    with urlopen(request) as answer:
+        text = answer.read().decode()
+    return {
+        sample.name: sample.exemplar.labels["trace_id"]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.exemplar
+    }
+
+
+@pytest.mark.usefixtures("collector")
+def test_buckets_of_both_processes_lead_to_the_trace(repository: Path) -> None:
+    expected = {
+        "qinfer_request_duration_seconds_bucket",
+        "qinfer_queue_wait_seconds_bucket",
+        "qinfer_batch_wait_seconds_bucket",
+        "qinfer_compute_infer_seconds_bucket",
+        "qinfer_batch_size_bucket",
+    }
+    with serving(repository) as system:
+        infer(system.http, f"00-{TRACE}-{PARENT}-01")
+        asyncio.run(eventually(lambda: set(exemplars(system)) >= expected, "the batch is counted"))
+        assert set(exemplars(system).values()) == {TRACE}
 
 
 def test_a_batch_links_to_every_sampled_member(collector: Collector, repository: Path) -> None:

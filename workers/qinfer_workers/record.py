@@ -9,7 +9,7 @@ from qinfer.message import Request
 from qinfer.telemetry.batch_spans import TracedBatch, TracedMember
 from qinfer.telemetry.stats import ModelStats
 from qinfer.telemetry.tracing import Tracing
-from qinfer.telemetry.w3c import is_sampled
+from qinfer.telemetry.w3c import is_sampled, trace_id
 from qinfer_workers.batch import HeldFrame, Member
 from qinfer_workers.instance import Completion
 
@@ -34,6 +34,7 @@ class BatchRecorder:
         queue: list[int] = []
         wait: list[int] = []
         failed_rows = 0
+        traced: dict[int, str] = {}
         for member in batch.members:
             frame = member.frame
             response = member.response
@@ -42,6 +43,9 @@ class BatchRecorder:
                 total = frame.age_ns + completion.ended_ns - frame.received_ns
                 self.stats.record_failures(response.error.reason, total_ns=total)
             else:
+                parent = member.request.traceparent
+                if self._tracing is not None and is_sampled(parent) and (trace := trace_id(parent)):
+                    traced[len(queue)] = trace
                 queue.append(frame.age_ns)
                 wait.append(completion.started_ns - frame.received_ns)
         self.stats.record_batch(
@@ -54,6 +58,7 @@ class BatchRecorder:
             reason=batch.reason,
             now_ms=time_ns() // 1_000_000,
             failed_rows=failed_rows,
+            trace_ids=traced,
         )
         if self._tracing is not None:
             self._trace(self._tracing, completion)

@@ -118,8 +118,9 @@ class ModelStats:
         size[3] += compute_output_ns
         self.queue_wait.observe_many(queue_ns, trace_ids)
         self.batch_wait.observe_many(batch_wait_ns, trace_ids)
-        self.compute_infer.observe(compute_infer_ns, next(iter(trace_ids.values())) if trace_ids else "")
-        self.batch_rows.observe(rows)
+        trace = next(iter(trace_ids.values())) if trace_ids else ""
+        self.compute_infer.observe(compute_infer_ns, trace)
+        self.batch_rows.observe(rows, trace)
 
     def record_failures(self, reason: str, requests: int = 1, *, total_ns: int = 0) -> None:
         """Count requests answered with an error, executed or not.
