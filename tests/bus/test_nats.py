@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import uvloop
@@ -20,6 +21,19 @@ class TestNatsBus(BusContract):
     @pytest.fixture
     def make_bus(self, namespace: str, nats_url: str) -> Callable[..., Bus]:
         return lambda suffix="": connect(nats_url, namespace=namespace[:20] + suffix)
+
+    @pytest.mark.parametrize("storage", ["memory", "file"])
+    async def test_the_queue_is_kept_as_it_is_told(
+        self, bus: NatsBus, storage: Literal["memory", "file"]
+    ) -> None:
+        spec = QueueSpec(storage=storage, max_messages=77, max_bytes=1 << 20, ack_wait=12)
+        await bus.declare("m", spec)
+        await bus.consume("m", "", Mailbox())
+        told = (await bus._jetstream.stream_info(bus.names.stream("m"))).config
+        assert (told.storage, told.max_msgs, told.max_bytes) == (storage, 77, 1 << 20)
+        assert (told.retention, told.discard, told.num_replicas) == ("workqueue", "new", 1)
+        consumer = await bus._jetstream.consumer_info(bus.names.stream("m"), "latest")
+        assert consumer.config.ack_wait == 12
 
     async def test_expired_pulls_are_asked_for_again(self, bus: NatsBus) -> None:
         await bus.declare("m", SPEC)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -11,7 +13,7 @@ import pytest
 from grpc import StatusCode
 from tritonclient.utils import InferenceServerException
 
-from qinfer.message import decode_request_frame
+from qinfer.message import RequestFrame, decode_request_frame
 from qinfer.naming import Names
 from qinfer.proto import METHODS, ModelInferRequest
 from tests.gateway.grpc.calls import CHANNEL, Calls, Failure, Gate, fp32
@@ -124,18 +126,47 @@ _FP32: Any = {
 }
 
 
-async def test_trace_context_is_handed_on(make_fleet: MakeFleet, namespace: str) -> None:
+@asynccontextmanager
+async def onlooker(fleet: Fleet, model: str) -> AsyncIterator[Callable[[], Awaitable[RequestFrame]]]:
+    """Gives the frames that are published for a model, one after the other."""
+    client = await nats.connect(fleet.nats)
+    try:
+        published = await client.subscribe(Names(fleet.namespace).requests(model))
+        await client.flush()
+
+        async def next_frame() -> RequestFrame:
+            return decode_request_frame((await published.next_msg(PATIENCE)).data)
+
+        yield next_frame
+    finally:
+        await client.close()
+
+
+async def test_trace_context_is_handed_on(make_fleet: MakeFleet) -> None:
     traceparent = f"00-{'ab' * 16}-{'cd' * 8}-01"
     async with make_fleet(VERSIONS) as fleet, grpc.aio.insecure_channel(address(fleet), CHANNEL) as channel:
-        onlooker = await nats.connect(fleet.nats)
-        published = await onlooker.subscribe(Names(namespace).requests(VERSIONS))
-        await onlooker.flush()
         method = METHODS["ModelInfer"]
         infer = channel.unary_unary(method.path, request_serializer=ModelInferRequest.SerializeToString)
         metadata = (("traceparent", traceparent), ("tracestate", "vendor=1"))
-        await infer(ModelInferRequest(model_name=VERSIONS, **_FP32), metadata=metadata)
-        await infer(ModelInferRequest(model_name=VERSIONS, **_FP32))
-        frames = [decode_request_frame((await published.next_msg(PATIENCE)).data) for _ in range(2)]
-        await onlooker.close()
+        async with onlooker(fleet, VERSIONS) as next_frame:
+            await infer(ModelInferRequest(model_name=VERSIONS, **_FP32), metadata=metadata)
+            await infer(ModelInferRequest(model_name=VERSIONS, **_FP32))
+            frames = [await next_frame() for _ in range(2)]
     seen = [(request.traceparent, request.tracestate) for frame in frames for request in frame.requests]
     assert seen == [(traceparent, "vendor=1"), ("", "")]
+
+
+async def test_the_earlier_deadline_travels_with_the_request(make_fleet: MakeFleet) -> None:
+    """Seconds of budget that the worker is given: the RPC's, the parameter's, or the gateway's default."""
+    given: list[dict[str, Any]] = [{"client_timeout": 500}, {"timeout": 400_000_000}, {}]
+    given.append({"client_timeout": 500, "timeout": 400_000_000})
+    given.append({"client_timeout": 300, "timeout": 400_000_000})
+    async with make_fleet(VERSIONS, request_timeout=900.0) as fleet, client_of(fleet) as client:
+        budgets = []
+        async with onlooker(fleet, VERSIONS) as next_frame:
+            for told in given:
+                await client.infer(VERSIONS, fp32(1, 1), **told)
+                frame = await next_frame()
+                budgets.append((frame.requests[0].deadline_us - frame.sent_us) / 1e6)
+    for budget, limit in zip(budgets, (500, 400, 900, 400, 300), strict=True):
+        assert limit - PATIENCE < budget <= limit + 1, budgets
