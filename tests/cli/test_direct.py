@@ -23,7 +23,7 @@ async def run(url: str, *arguments: str) -> Result:
 
 
 async def served(url: str) -> list[dict[str, object]]:
-    """Wait until a worker is registered, which comes after its models; returns the rows of `qinfer models`."""
+    """Wait for a worker, which registers after its models; returns the rows of `qinfer models`."""
     async with asyncio.timeout(DEADLINE):
         while True:
             rows: list[dict[str, object]] = json.loads((await run(url, "models", "--json")).stdout)
