@@ -18,7 +18,6 @@ light := $(if $(findstring gpu,$(EXTRAS)),embedded,embedded onnx)
 extras := $(sort $(light) $(subst $(comma), ,$(EXTRAS)))
 demo_ready := $(VENV)/.demo-$(subst $(space),-,$(extras))
 dev_ready := $(VENV)/.dev
-bench_ready := $(VENV)/.bench
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint bench clean distclean
@@ -41,7 +40,7 @@ lint: $(dev_ready) ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(bench_ready) ## measure qinfer beside its peers (ARGS for python -m loadtest)
+bench: $(dev_ready) ## measure qinfer beside its peers (ARGS for python -m loadtest)
 	$(BIN)/python -m loadtest $(ARGS)
 
 clean: ## remove what was built, but not .venv and downloads
@@ -64,8 +63,4 @@ $(demo_ready): $(VENV)/.created $(PINS) examples/requirements.txt
 
 $(dev_ready): $(VENV)/.created $(PINS) examples/requirements.txt
 	$(PIP) --editable '.[all,dev]' --requirement examples/requirements.txt
-	@touch $@
-
-$(bench_ready): $(dev_ready)
-	$(PIP) matplotlib
 	@touch $@

@@ -163,9 +163,10 @@ class NoWorker(Unavailable):
 
 
 class BusUnavailable(Unavailable):
-    """The broker cannot be reached or refused the message."""
+    """The broker cannot be reached, refused the message, or went before it confirmed it."""
 
     reason = "bus_unavailable"
+    retry = Retry.MAYBE
 
 
 class ShuttingDown(Unavailable):

@@ -53,7 +53,6 @@ def test_a_server_that_refuses_everything_has_no_figures(tiny: Tiny, tmp_path: P
 
 @pytest.mark.usefixtures("peers")
 def test_side_by_side_measures_all_servers_in_turn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     arguments = ["--quick", "--no-grpc", "--connections", "2", "--results", str(tmp_path)]
     done = CliRunner().invoke(cli.main, arguments)
     assert done.exit_code == 0, done.output

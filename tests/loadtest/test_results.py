@@ -117,7 +117,6 @@ def test_report_says_what_was_measured_and_how(result: Result) -> None:
 
 
 def test_report_is_written_and_read_back(result: Result, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     data, text, image = report.write(result, tmp_path / "new", "run")
     assert report.read(data) == result
     assert text.read_text() == report.markdown(result, "run.png") + "\n"
@@ -136,7 +135,6 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
 
 
 def test_a_later_format_is_refused(result: Result, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     data = report.write(result, tmp_path, "run")[0]
     data.write_text(data.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(ConfigError, match="format: 2; expected 1"):
