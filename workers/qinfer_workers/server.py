@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import socket
-import sys
 from contextlib import AsyncExitStack
 
 from qinfer.bus import connect
@@ -21,10 +20,6 @@ from qinfer_workers.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# An instance's thread comes back from native code while the loop's thread runs Python: with the default of
-# 5 ms it would wait that long for the interpreter lock.
-_SWITCH_INTERVAL = 0.0005
-
 
 async def serve(options: WorkerOptions) -> None:
     """Run one worker until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
@@ -32,7 +27,6 @@ async def serve(options: WorkerOptions) -> None:
     Raises:
         BusUnavailable: the broker does not answer.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL)
     bus = connect(options.nats, namespace=options.namespace, name="qinfer-worker")
     async with AsyncExitStack() as stack, until_stopped() as stopped:
         tracing = tracing_from_env("worker", instance=f"{socket.gethostname()}-{os.getpid()}")
