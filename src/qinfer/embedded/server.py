@@ -219,14 +219,14 @@ class EmbeddedServer:
 
 
 def _environment() -> dict[str, str]:
-    """The server's environment: a setting of its Go runtime, unless the operator has made it.
+    """The server's environment: settings of its Go runtime, unless the operator has set them.
 
     The embedded broker shares its host with gateways and workers. With a thread a CPU its goroutines are
-    handed from thread to thread for every message; with a quarter of the CPUs a request costs it 30 % less
-    CPU time (docs/decisions/0002).
+    handed from thread to thread for every message; a quarter of the CPUs cost 30 % less CPU time a request,
+    and collecting garbage less often another 10 % (docs/decisions/0002).
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"GOMAXPROCS": str(max(1, cpus // 4)), **os.environ}
+    return {"GOMAXPROCS": str(max(1, cpus // 4)), "GOGC": "400", **os.environ}
 
 
 async def read_info(host: str, port: int, *, timeout: float) -> dict[str, Any] | None:
