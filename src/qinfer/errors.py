@@ -17,10 +17,12 @@ class GrpcStatus(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class Retry(StrEnum):
@@ -73,6 +75,31 @@ class UnsupportedVersion(InvalidRequest):
     """A frame of a protocol version this side does not speak."""
 
     reason = "unsupported_version"
+
+
+class KeyReused(InvalidRequest):
+    """An idempotency key that was used before, with another request."""
+
+    reason = "key_reused"
+    http_status = 422
+
+
+class Unauthenticated(QInferError):
+    """No credentials, or none that are known here."""
+
+    reason = "unauthenticated"
+    http_status = 401
+    grpc_status = GrpcStatus.UNAUTHENTICATED
+    retry = Retry.NEVER
+
+
+class Forbidden(QInferError):
+    """The credentials do not allow this."""
+
+    reason = "forbidden"
+    http_status = 403
+    grpc_status = GrpcStatus.PERMISSION_DENIED
+    retry = Retry.NEVER
 
 
 class NotFound(QInferError):
@@ -129,6 +156,21 @@ class QueueFull(QInferError):
     retry = Retry.LATER
 
 
+class WaitTooLong(QueueFull):
+    """The queue is so long that the request's deadline would pass before its turn."""
+
+    reason = "wait_too_long"
+
+
+class RateLimited(QInferError):
+    """The caller sends more than its key allows."""
+
+    reason = "rate_limited"
+    http_status = 429
+    grpc_status = GrpcStatus.RESOURCE_EXHAUSTED
+    retry = Retry.LATER
+
+
 class DeadlineExceeded(QInferError):
     """The request's deadline passed before its answer was ready."""
 
@@ -180,6 +222,12 @@ class ModelFailed(QInferError):
 
     reason = "model_failed"
     retry = Retry.NEVER
+
+
+class Poisoned(ModelFailed):
+    """Every worker that ran this request died of it; it lies in the dead letters."""
+
+    reason = "poisoned"
 
 
 class SetupError(QInferError):

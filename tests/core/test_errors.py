@@ -38,7 +38,9 @@ def test_every_class_says_what_to_answer(cls: type[QInferError]) -> None:
 def test_status_codes_agree_with_each_other(cls: type[QInferError]) -> None:
     """The two fronts say the same: what is the caller's fault on one is so on the other."""
     callers = {
-        GrpcStatus.INVALID_ARGUMENT: {400},
+        GrpcStatus.INVALID_ARGUMENT: {400, 422},
+        GrpcStatus.UNAUTHENTICATED: {401},
+        GrpcStatus.PERMISSION_DENIED: {403},
         GrpcStatus.NOT_FOUND: {404},
         GrpcStatus.RESOURCE_EXHAUSTED: {413, 429},
         GrpcStatus.UNIMPLEMENTED: {415, 501},
