@@ -8,6 +8,7 @@ ones, so fields are only ever appended.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -70,6 +71,8 @@ class Request(msgspec.Struct, array_like=True, gc=False):
         attempt: how often the sender itself had published the request before.
         traceparent: W3C trace context; empty when the request is not traced.
         tracestate: W3C trace state.
+        claim: name of the blob that holds the inputs' data, whose `data` are empty then (see `encode_claim`).
+        idempotency: name under which the answer is kept for who asks again; empty for none.
     """
 
     id: int
@@ -83,6 +86,8 @@ class Request(msgspec.Struct, array_like=True, gc=False):
     attempt: int = 0
     traceparent: str = ""
     tracestate: str = ""
+    claim: str = ""
+    idempotency: str = ""
 
 
 class RequestFrame(msgspec.Struct, array_like=True, gc=False):
@@ -146,6 +151,8 @@ class Response(msgspec.Struct, array_like=True, gc=False):
         parameters: values the model returned beside its tensors.
         flags: bit 0 (`FINAL`) marks the last response to a request.
         queue_us: microseconds from the request's arrival at the worker to the start of its batch.
+        claim: name of the blob that holds the outputs' data, whose `data` are empty then. Whoever has read it
+            removes it.
     """
 
     id: int
@@ -155,6 +162,7 @@ class Response(msgspec.Struct, array_like=True, gc=False):
     parameters: dict[str, Any] = {}
     flags: int = FINAL
     queue_us: int = 0
+    claim: str = ""
 
 
 class ResponseFrame(msgspec.Struct, array_like=True, gc=False):
@@ -167,6 +175,7 @@ class ResponseFrame(msgspec.Struct, array_like=True, gc=False):
         batch: what the responses share.
         responses: the responses.
         error: set, with no responses, when the worker could not read the request frame at all.
+        backlog: requests known to wait behind this batch, at the broker and in the worker.
     """
 
     version: int
@@ -175,6 +184,21 @@ class ResponseFrame(msgspec.Struct, array_like=True, gc=False):
     batch: BatchInfo
     responses: list[Response]
     error: WireError | None = None
+    backlog: int = 0
+
+
+class CancelFrame(msgspec.Struct, array_like=True, gc=False):
+    """Requests of one sender whose answers nobody waits for any more.
+
+    Attributes:
+        version: protocol version.
+        reply_to: the sender's inbox, as in its request frames.
+        ids: correlation numbers of the requests.
+    """
+
+    version: int
+    reply_to: str
+    ids: list[int]
 
 
 class _Envelope(msgspec.Struct, array_like=True):
@@ -188,7 +212,9 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(RequestFrame)
 _responses = msgspec.msgpack.Decoder(ResponseFrame)
+_cancels = msgspec.msgpack.Decoder(CancelFrame)
 _envelope = msgspec.msgpack.Decoder(_Envelope)
+_claims = msgspec.msgpack.Decoder(list[Buffer])
 
 encode = _encoder.encode
 """Encode a frame to bytes."""
@@ -226,6 +252,44 @@ def decode_response_frame(data: bytes) -> ResponseFrame:
     if frame.version != PROTOCOL_VERSION:
         raise _unsupported(frame.version)
     return frame
+
+
+def decode_cancel_frame(data: bytes) -> CancelFrame:
+    """Decode a cancellation.
+
+    Raises:
+        UnsupportedVersion: the frame is of another protocol version.
+        MalformedMessage: the bytes are no such frame.
+    """
+    try:
+        frame = _cancels.decode(data)
+    except _UNREADABLE as error:
+        _check_version(data)
+        raise MalformedMessage(f"not a cancellation: {error}") from None
+    if frame.version != PROTOCOL_VERSION:
+        raise _unsupported(frame.version)
+    return frame
+
+
+def encode_claim(tensors: Sequence[Tensor]) -> bytes:
+    """The blob a claim stands for: a MessagePack array of the tensors' data, in their order."""
+    return _encoder.encode([tensor.data for tensor in tensors])
+
+
+def redeem_claim(tensors: Sequence[Tensor], blob: bytes) -> None:
+    """Give tensors the data that their claim stands for, as views into `blob`.
+
+    Raises:
+        MalformedMessage: the blob is not what the tensors' claim stands for.
+    """
+    try:
+        data = _claims.decode(blob)
+    except _UNREADABLE as error:
+        raise MalformedMessage(f"claimed tensor data: {error}") from None
+    if len(data) != len(tensors):
+        raise MalformedMessage(f"claimed data of {len(data)} tensors; expected {len(tensors)}")
+    for tensor, part in zip(tensors, data, strict=True):
+        tensor.data = part
 
 
 def reply_address(data: bytes) -> str:

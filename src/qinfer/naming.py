@@ -16,6 +16,10 @@ MAX_NAME = 100
 WORKER_LIFETIME = 7.0
 """Seconds without a renewal after which a worker counts as dead."""
 
+ANSWER_LIFETIME = 600.0
+"""Seconds the answer to a request with an idempotency key is kept, and in which the broker knows the key."""
+
+_SUSPECT_LIFETIME = 3600.0
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _MAX_ESCAPED = 180  # a stream is a folder of the broker: prefix, namespace and this stay below 255 bytes
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -80,10 +84,19 @@ class Names:
         self._prefix = f"qinfer.{namespace}"
         self.models_bucket = f"qinfer_{namespace}_models"
         self.workers_bucket = f"qinfer_{namespace}_workers"
+        self.suspects_bucket = f"qinfer_{namespace}_suspects"
+        self.answers_bucket = f"qinfer_{namespace}_answers"
+        self.tensors_bucket = f"qinfer_{namespace}_tensors"
+        self.dead_stream = f"QINFER_{namespace}_DEAD"
+        self._lifetimes = {
+            self.workers_bucket: WORKER_LIFETIME,
+            self.suspects_bucket: _SUSPECT_LIFETIME,
+            self.answers_bucket: ANSWER_LIFETIME,
+        }
 
     def lifetime(self, bucket: str) -> float | None:
         """Seconds after which an entry of a bucket is forgotten unless renewed; None for never."""
-        return WORKER_LIFETIME if bucket == self.workers_bucket else None
+        return self._lifetimes.get(bucket)
 
     def stream(self, model: str) -> str:
         """The work-queue stream of a model."""
@@ -100,6 +113,14 @@ class Names:
     def consumer(self, version: str = "") -> str:
         """The durable consumer within the model's stream."""
         return f"v{_version(version)}" if version else "latest"
+
+    def cancellations(self, model: str) -> str:
+        """A core subject on which senders tell a model's workers what nobody waits for any more."""
+        return f"{self._prefix}.cancel.{escape(model)}"
+
+    def dead_letters(self, model: str = "") -> str:
+        """Where dead letters of a model lie; without a model, those of all."""
+        return f"{self._prefix}.dead.{escape(model) if model else '*'}"
 
     def control(self, topic: str) -> str:
         """A core subject all roles of the namespace listen on, for questions such as statistics."""

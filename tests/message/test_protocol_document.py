@@ -61,6 +61,7 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
         ("Response frame", message.ResponseFrame),
         ("Batch info", message.BatchInfo),
         ("Response", message.Response),
+        ("Cancel frame", message.CancelFrame),
         ("Error", message.WireError),
         ("Model record", registry.ModelRecord),
         ("Tensor record", registry.TensorRecord),
@@ -106,6 +107,11 @@ def test_names_are_those_of_the_code() -> None:
         {names.control("TOPIC")},
         {names.models_bucket},
         {names.workers_bucket},
+        {names.cancellations("MODEL")},
+        {names.answers_bucket},
+        {names.tensors_bucket},
+        {names.suspects_bucket},
+        {names.dead_stream, names.dead_letters()},
     ]
     (plain, escaped) = re.findall(r"`([^`]+)` is `([^`]+)`", section("Subjects, streams and consumers"))[0]
     assert escape(plain) == escaped

@@ -4,7 +4,7 @@ Each vector is a pair of files. `NAME.bin` is a frame as it travels, made by the
 qinfer. `NAME.json` says what it means:
 
     description  what it shows
-    kind         "request" or "response"
+    kind         "request", "response" or "cancel"
     wire         the frame's array as any MessagePack library decodes it; {"$hex": "..."} is a bin value
     decoded      the same with defaults filled in and unknown fields dropped, where that differs from `wire`
     error        reason of the error that decoding has to end with; there is no `decoded` then
@@ -58,7 +58,7 @@ def tensor(name: str, datatype: str) -> Frame:
 
 
 def request(number: int, *inputs: Frame, deadline_us: int = 0, request_id: str = "") -> Frame:
-    return [number, request_id, list(inputs), [], deadline_us, {}, 0, "", 0, "", ""]
+    return [number, request_id, list(inputs), [], deadline_us, {}, 0, "", 0, "", "", "", ""]
 
 
 def request_frame(*requests: Frame, version: str = "", in_flight: int = 1) -> Frame:
@@ -66,11 +66,11 @@ def request_frame(*requests: Frame, version: str = "", in_flight: int = 1) -> Fr
 
 
 def response(number: int, *outputs: Frame, error: Frame | None = None) -> Frame:
-    return [number, 1, error, list(outputs), {}, 1, 120]
+    return [number, 1, error, list(outputs), {}, 1, 120, ""]
 
 
 def response_frame(*responses: Frame, batch: Frame | None = None, error: Frame | None = None) -> Frame:
-    return [1, "host-1-a1b2c3", "3", batch or [0, 0, 0, 0, 0], list(responses), error]
+    return [1, "host-1-a1b2c3", "3", batch or [0, 0, 0, 0, 0], list(responses), error, 0]
 
 
 class Vector:
@@ -162,6 +162,8 @@ def _full_request() -> Frame:
         3,
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         "vendor=value",
+        "in-0b6d3c5e",
+        "9f86d081884c7d65",
     ]
 
 
@@ -169,7 +171,8 @@ def response_vectors() -> dict[str, Vector]:
     full = ["queue_full", "the model's queue is full", 1.5]
     plain = ["model_failed", "model 'example': ValueError: no", None]
     answer = response(1, tensor("y", "FP32"), tensor("label", "BYTES"))
-    other = [2, 2, None, [tensor("y", "INT64")], {"tokens": 12, "stop": "eos"}, 1, 4500]
+    other = [2, 2, None, [tensor("y", "INT64")], {"tokens": 12, "stop": "eos"}, 1, 4500, ""]
+    claimed = [3, 1, None, [["y", "FP32", [2, 2], b""]], {}, 1, 120, "out-5f1c2a77"]
     bare = response_frame(response(1))
     return {
         "response-outputs": Vector(
@@ -186,19 +189,33 @@ def response_vectors() -> dict[str, Vector]:
         ),
         "response-not-final": Vector(
             "response", "more responses to the same request follow: bit 0 of the flags is not set",
-            response_frame([*response(1, tensor("y", "FP32"))[:5], 0, 120]),
+            response_frame([*response(1, tensor("y", "FP32"))[:5], 0, 120, ""]),
+        ),
+        "response-claim": Vector(
+            "response", "the outputs' data lie in a blob; 40 requests are known to wait",
+            [*response_frame(claimed)[:6], 40],
         ),
         "response-minimal": Vector(
             "response", "all fields that may be left out are left out",
             [*bare[:3], [], [[1, 1, None], [2, 1, ["model_failed", "no"]]]],
             decoded=response_frame(
-                [1, 1, None, [], {}, 1, 0], [2, 1, ["model_failed", "no", None], [], {}, 1, 0]
+                [1, 1, None, [], {}, 1, 0, ""], [2, 1, ["model_failed", "no", None], [], {}, 1, 0, ""]
             ),
         ),
         "response-newer-fields": Vector(
             "response", "fields that a later version 1 worker may append",
-            [*bare[:3], [*bare[3], 9], [[*bare[4][0], "later"]], bare[5], "later"],
+            [*bare[:3], [*bare[3], 9], [[*bare[4][0], "later"]], *bare[5:], "later"],
             decoded=bare,
+        ),
+    }  # fmt: skip
+
+
+def cancel_vectors() -> dict[str, Vector]:
+    return {
+        "cancel": Vector("cancel", "two requests nobody waits for any more", [1, INBOX, [7, 9]]),
+        "cancel-newer-fields": Vector(
+            "cancel", "fields that a later version 1 sender may append",
+            [1, INBOX, [7], "later"], decoded=[1, INBOX, [7]],
         ),
     }  # fmt: skip
 
@@ -223,6 +240,9 @@ def unreadable_vectors() -> dict[str, Vector]:
         "request-garbage": Vector(
             "request", "no MessagePack at all", None, data=b"GET / HTTP/1.1\r\n", error="malformed_message"
         ),
+        "cancel-wrong-type": Vector(
+            "cancel", "one number instead of a list", [1, INBOX, 7], error="malformed_message"
+        ),
         "response-unknown-version": Vector(
             "response", "a frame of another version", [9, "worker"], error="unsupported_version"
         ),
@@ -231,7 +251,7 @@ def unreadable_vectors() -> dict[str, Vector]:
 
 def files() -> dict[str, bytes]:
     """All files of the vectors by name."""
-    vectors = {**request_vectors(), **response_vectors(), **unreadable_vectors()}
+    vectors = {**request_vectors(), **response_vectors(), **cancel_vectors(), **unreadable_vectors()}
     rendered: dict[str, bytes] = {}
     for name, vector in vectors.items():
         rendered[f"{name}.bin"] = vector.bin

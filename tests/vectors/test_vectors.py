@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from qinfer.datatypes import DATATYPES
 from qinfer.errors import BY_REASON, QInferError
 from qinfer.message import (
+    CancelFrame,
     RequestFrame,
     ResponseFrame,
+    decode_cancel_frame,
     decode_request_frame,
     decode_response_frame,
     encode,
@@ -37,8 +40,15 @@ def _bytes(text: str) -> Any:
     return json.loads(text, object_hook=hook)
 
 
-def decode(kind: str, data: bytes) -> RequestFrame | ResponseFrame:
-    return decode_request_frame(data) if kind == "request" else decode_response_frame(data)
+DECODERS: dict[str, Callable[[bytes], RequestFrame | ResponseFrame | CancelFrame]] = {
+    "request": decode_request_frame,
+    "response": decode_response_frame,
+    "cancel": decode_cancel_frame,
+}
+
+
+def decode(kind: str, data: bytes) -> RequestFrame | ResponseFrame | CancelFrame:
+    return DECODERS[kind](data)
 
 
 def plain(value: object) -> Any:
