@@ -1,0 +1,1 @@
+"""Faults under load: processes are killed, stopped and cut off while every request is accounted for."""
