@@ -103,7 +103,7 @@ class Forbidden(QInferError):
 
 
 class NotFound(QInferError):
-    """What the request names is not there: the model itself says so."""
+    """What the request names is not there: no such path, or the model itself says so."""
 
     reason = "not_found"
     http_status = 404
@@ -129,6 +129,13 @@ class PayloadTooLarge(QInferError):
     retry = Retry.NEVER
 
 
+class HeadTooLarge(PayloadTooLarge):
+    """The line and headers of an HTTP request are above their limit."""
+
+    reason = "head_too_large"
+    http_status = 431
+
+
 class UnsupportedEncoding(QInferError):
     """A Content-Encoding this server does not decode."""
 
@@ -143,6 +150,15 @@ class Unsupported(QInferError):
 
     reason = "unsupported"
     http_status = 501
+    grpc_status = GrpcStatus.UNIMPLEMENTED
+    retry = Retry.NEVER
+
+
+class MethodNotAllowed(QInferError):
+    """The path is known, but not with this HTTP method."""
+
+    reason = "method_not_allowed"
+    http_status = 405
     grpc_status = GrpcStatus.UNIMPLEMENTED
     retry = Retry.NEVER
 
