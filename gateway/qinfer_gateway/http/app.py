@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from qinfer.errors import QInferError
+from qinfer.errors import InternalError, MethodNotAllowed, NotFound, QInferError
 from qinfer.repository.metadata import config_json
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
 from qinfer_gateway.http.jsondata import encode_json
@@ -42,10 +42,16 @@ def make_app(front: Front) -> Starlette:
         ]
     # Answered by the protocol; known here so that other verbs get 405.
     infer = [Route(prefix + "/infer", routes.not_found, methods=["POST"]) for prefix in (model, version)]
-    return Starlette(
+    app = Starlette(
         routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in table), *infer],
-        exception_handlers={QInferError: _qinfer_error, HTTPException: _http_error},
+        exception_handlers={
+            QInferError: _qinfer_error,
+            HTTPException: _http_error,
+            Exception: _internal_error,
+        },
     )
+    app.router.redirect_slashes = False  # a path that is not there is 404, not a detour
+    return app
 
 
 class Routes:
@@ -108,4 +114,12 @@ async def _qinfer_error(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
-    return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
+    reason = MethodNotAllowed.reason if error.status_code == 405 else NotFound.reason
+    headers = {"x-qinfer-reason": reason, **(error.headers or {})}
+    return _json({"error": error.detail}, error.status_code, headers)
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """What it was is in the log, which uvicorn writes; a client would learn too much from it."""
+    error = InternalError("the gateway failed to answer")
+    return _json({"error": error.message}, error.http_status, {"x-qinfer-reason": error.reason})

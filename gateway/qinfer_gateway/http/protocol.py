@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from qinfer.errors import InvalidRequest
+from qinfer.errors import HeadTooLarge, InvalidRequest, QInferError
 from qinfer_gateway.http.exchange import WANTED_HEADERS, Exchange, HttpFront
 from qinfer_gateway.http.jsondata import encode_json
 
@@ -112,10 +112,12 @@ class InferProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            self._refuse(400, f"not a valid HTTP/1.1 request: {error}")
+            self._refuse(InvalidRequest(f"not a valid HTTP/1.1 request: {error}"))
         else:
             if self._in_head and self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse(431, f"the head of the request is above the limit of {_MAX_HEAD_BYTES} bytes")
+                self._refuse(
+                    HeadTooLarge(f"the head of the request is above the limit of {_MAX_HEAD_BYTES} bytes")
+                )
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Go on in HTTP/1.1 with a client that offers another protocol, as Java's does with h2c.
@@ -129,17 +131,20 @@ class InferProtocol(HttpToolsProtocol):
         self._reframing = True
         self._parse(b"".join((b"POST / HTTP/1.1\r\n", *framing, b"\r\n", rest)))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, error: QInferError) -> None:
         """Nothing further can be understood: say so once what was asked before is answered, and end."""
         self._discarding = True
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
-            body = encode_json({"error": message})
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close" % len(body)
-            self.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n\r\n", body)))
+            body = encode_json({"error": error.message})
+            head = (
+                b"content-type: application/json\r\ncontent-length: %d\r\nx-qinfer-reason: %s\r\n"
+                b"connection: close\r\n\r\n" % (len(body), error.reason.encode())
+            )
+            self.transport.write(b"".join((STATUS_LINE[error.http_status], head, body)))
             self._linger()
         elif isinstance(cycle, Exchange) and not cycle.body_complete:
-            cycle.break_off(InvalidRequest(message))
+            cycle.break_off(error)
         else:
             cycle.keep_alive = False
 

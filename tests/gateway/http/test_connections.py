@@ -210,6 +210,7 @@ async def test_an_upgrade_that_is_not_known_is_not_made(connection: Connection) 
 async def test_what_is_no_http_is_answered_once_and_ended(connection: Connection, garbage: bytes) -> None:
     answer = await connection.ask(garbage)
     assert answer.status == 400, answer
+    assert answer.reason == "invalid_request"
     assert "HTTP" in answer.error
     assert answer.headers["connection"] == "close"
     assert await connection.ended() == b""
@@ -234,6 +235,7 @@ async def test_an_endless_head_is_refused(connection: Connection) -> None:
         if answer.done():
             break
     assert (await answer).status == 431
+    assert (await answer).reason == "head_too_large"
     assert "65536" in (await answer).error
 
 
@@ -256,6 +258,7 @@ async def test_wrong_verbs(connection: Connection, verb: str, path: str, allowed
     )
     assert answer.status == 405
     assert answer.error == "Method Not Allowed"
+    assert answer.reason == "method_not_allowed"
     assert allowed in answer.headers["allow"]
     assert (await connection.ask(infer(MODEL, GOOD))).outputs() == ANSWER
 
@@ -272,6 +275,7 @@ async def test_wrong_verbs(connection: Connection, verb: str, path: str, allowed
         f"/v2/models/../models/{MODEL}/x",
         "/v2/models/..%2F..%2Fetc",
         "//v2",
+        "/v2/",
     ],
 )
 @pytest.mark.parametrize("verb", ["GET", "POST"])
@@ -281,6 +285,7 @@ async def test_unknown_paths(connection: Connection, verb: str, path: str) -> No
     )
     assert answer.status == 404
     assert answer.error == "Not Found"
+    assert answer.reason == "not_found"
 
 
 async def test_head_has_no_body(connection: Connection) -> None:
