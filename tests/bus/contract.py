@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from qinfer.bus import Bus, QueueSpec
-from qinfer.errors import BusUnavailable, InvalidRequest, NoWorker, PayloadTooLarge, QueueFull
+from qinfer.errors import BusUnavailable, InvalidRequest, NotFound, NoWorker, PayloadTooLarge, QueueFull
 from tests.helpers.waiting import Mailbox, eventually
 
 SPEC = QueueSpec(storage="memory", ack_wait=30, max_bytes=4 << 20)
@@ -271,6 +271,98 @@ class BusContract:
         await bus.delete(bucket, "never.there")
         await watcher.close()
         await watcher.close()
+
+    async def test_one_entry_can_be_watched_and_read(self, bus: Bus, other: Bus) -> None:
+        bucket = bus.names.answers_bucket
+        assert await bus.get(bucket, "a") is None
+        seen = Mailbox()
+        watcher = await bus.watch(bucket, lambda key, value: seen((key, value)), "a")
+        await other.put(bucket, "b", b"other")
+        await other.put(bucket, "a", b"1")
+        assert await seen.take() == [("a", b"1")]
+        first = await bus.get(bucket, "a")
+        await other.put(bucket, "a", b"2")
+        second = await bus.get(bucket, "a")
+        assert first is not None
+        assert second is not None
+        assert (first[0], second[0]) == (b"1", b"2")
+        assert first[1] < second[1]
+        await watcher.close()
+        await other.delete(bucket, "a")
+        assert await bus.get(bucket, "a") is None
+        late = Mailbox()
+        await other.put(bucket, "a", b"3")
+        again = await bus.watch(bucket, lambda key, value: late((key, value)), "a")
+        assert await late.take() == [("a", b"3")]
+        await again.close()
+        assert seen.items in ([], [("a", b"2")])
+
+    async def test_a_frame_of_a_known_id_is_queued_once(self, bus: Bus, other: Bus) -> None:
+        await bus.declare("m", SPEC)
+        assert await bus.enqueue("m", "", b"1", message_id="x")
+        assert not await other.enqueue("m", "", b"2", message_id="x")
+        assert await other.enqueue("m", "", b"3", message_id="y")
+        assert await bus.enqueue("m", "", b"4")
+        inbox = Mailbox()
+        (await bus.consume("m", "", inbox)).grant(5)
+        deliveries = await inbox.take(3)
+        assert [delivery.payload for delivery in deliveries] == [b"1", b"3", b"4"]
+        assert len({delivery.sequence for delivery in deliveries}) == 3
+        deliveries[0].nak()
+        (again,) = await inbox.take()
+        assert (again.sequence, again.attempt) == (deliveries[0].sequence, 2)
+        assert not await bus.enqueue("m", "", b"5", message_id="x")
+
+    async def test_queueing_says_why_not(self, bus: Bus) -> None:
+        with pytest.raises(NoWorker):
+            await bus.enqueue("nowhere", "", b"frame")
+        await bus.declare("m", QueueSpec(storage="memory", max_messages=1, max_bytes=1 << 20))
+        await bus.enqueue("m", "", b"frame")
+        with pytest.raises(QueueFull):
+            await bus.enqueue("m", "", b"frame", message_id="z")
+        with pytest.raises(PayloadTooLarge):
+            await bus.enqueue("m", "", b"x" * (bus.max_payload + 1))
+
+    async def test_cancellations_reach_all_workers_of_the_model(self, bus: Bus, other: Bus) -> None:
+        here, there, elsewhere = Mailbox(), Mailbox(), Mailbox()
+        first = await bus.on_cancel("m", here)
+        await other.on_cancel("m", there)
+        await other.on_cancel("n", elsewhere)
+        await eventually(lambda: (bus.cancel("m", b"probe"), here.items and there.items)[1])
+        await first.close()
+        await first.close()
+        here.items.clear()
+        there.items.clear()
+        bus.cancel("m", b"last")
+        await eventually(lambda: b"last" in there.items)
+        assert b"last" not in here.items
+        assert not elsewhere.items
+
+    async def test_blobs_are_kept_until_they_are_removed(self, bus: Bus, other: Bus) -> None:
+        data = bytes(range(256)) * 8192  # more than a message or a chunk
+        await bus.put_blob("in-1", data)
+        await bus.put_blob("in-2", b"")
+        assert await other.get_blob("in-1") == data
+        assert await other.get_blob("in-2") == b""
+        await other.delete_blob("in-1")
+        await other.delete_blob("in-1")
+        for name in ("in-1", "never"):
+            with pytest.raises(NotFound):
+                await bus.get_blob(name)
+
+    async def test_dead_letters_can_be_read_and_removed(self, bus: Bus, other: Bus) -> None:
+        assert await bus.letters() == []
+        assert not await bus.forget_letter(1)
+        for model, letter in (("m", b"1"), ("sentence encoder.v2", b"2"), ("m", b"3")):
+            await bus.bury(model, letter)
+        assert [letter.data for letter in await other.letters()] == [b"1", b"2", b"3"]
+        of_m = await other.letters("m")
+        assert [letter.data for letter in of_m] == [b"1", b"3"]
+        assert [letter.data for letter in await other.letters("m", after=of_m[0].sequence)] == [b"3"]
+        assert len(await other.letters(limit=2)) == 2
+        assert await other.forget_letter(of_m[0].sequence)
+        assert not await other.forget_letter(of_m[0].sequence)
+        assert [letter.data for letter in await bus.letters()] == [b"2", b"3"]
 
     async def test_namespaces_are_apart(self, bus: Bus, make_bus: Callable[..., Bus]) -> None:
         stranger = make_bus("another")

@@ -3,7 +3,7 @@
 One package per implementation, all of the same inner shape: `memory` (in this process) and `nats`.
 """
 
-from qinfer.bus.base import Bus, Consumer, Delivery, QueueSpec, Watcher
+from qinfer.bus.base import Bus, Consumer, Delivery, Letter, QueueSpec, Watcher
 from qinfer.bus.factory import connect
 
-__all__ = ["Bus", "Consumer", "Delivery", "QueueSpec", "Watcher", "connect"]
+__all__ = ["Bus", "Consumer", "Delivery", "Letter", "QueueSpec", "Watcher", "connect"]

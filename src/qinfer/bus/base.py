@@ -20,6 +20,10 @@ AnswerHandler: TypeAlias = "Callable[[bytes], Awaitable[bytes]]"
 WatchHandler: TypeAlias = "Callable[[str, bytes | None], None]"
 
 
+BLOB_LIFETIME = 3600.0
+"""Seconds after which stored data that nobody removed is gone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueSpec:
     """How a model's queue is kept; times in seconds, sizes in bytes.
@@ -45,14 +49,16 @@ class Delivery(ABC):
 
     Attributes:
         payload: the frame.
+        sequence: the frame's number in its model's queue, the same for each delivery.
         attempt: how often the frame was delivered, this time included; from 1.
         pending: frames queued behind this one, as the broker last saw it.
         stored_us: when the broker stored the frame, Unix microseconds of the broker's clock.
     """
 
-    __slots__ = ("attempt", "payload", "pending", "stored_us")
+    __slots__ = ("attempt", "payload", "pending", "sequence", "stored_us")
 
     payload: bytes
+    sequence: int
     attempt: int
     pending: int
     stored_us: int
@@ -75,6 +81,19 @@ class Delivery(ABC):
 
 
 DeliveryHandler: TypeAlias = Callable[[Delivery], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter as it lies in its stream.
+
+    Attributes:
+        sequence: its number there.
+        data: see `qinfer.deadletter`.
+    """
+
+    sequence: int
+    data: bytes
 
 
 class Consumer(ABC):
@@ -143,6 +162,20 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    async def enqueue(self, model: str, version: str, frame: bytes, *, message_id: str = "") -> bool:
+        """Queue a frame durably and wait until the broker has it.
+
+        Args:
+            message_id: the broker keeps only the first frame of a name within `ANSWER_LIFETIME`.
+
+        Returns:
+            False when the broker has had a frame of that `message_id` before.
+
+        Raises:
+            BusUnavailable, NoWorker, PayloadTooLarge, QueueFull: it is not queued, or nobody knows.
+        """
+
+    @abstractmethod
     def on_reply(self, handler: ReplyHandler) -> None:
         """Set who gets the frames that arrive at `reply_to`."""
 
@@ -171,6 +204,20 @@ class Bus(ABC):
             BusUnavailable, PayloadTooLarge: as for `publish`.
         """
 
+    # Cancellation
+
+    @abstractmethod
+    def cancel(self, model: str, notice: bytes) -> None:
+        """Tell all workers of a model, those that listen now, what nobody waits for any more.
+
+        Raises:
+            BusUnavailable, PayloadTooLarge: as for `publish`.
+        """
+
+    @abstractmethod
+    async def on_cancel(self, model: str, handler: ReplyHandler) -> Watcher:
+        """Call `handler` with each notice for a model until the watcher is closed."""
+
     # Questions to every process of the namespace
 
     @abstractmethod
@@ -192,11 +239,56 @@ class Bus(ABC):
         """Remove a registry entry, if it is there."""
 
     @abstractmethod
-    async def watch(self, bucket: str, handler: WatchHandler) -> Watcher:
+    async def get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
+        """A registry entry and its revision, a number that grows with each change; None without entry."""
+
+    @abstractmethod
+    async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> Watcher:
         """Call `handler(key, value)` for every entry, now and at each change; value None for a removal.
+
+        Args:
+            key: watch only this entry.
 
         Returns once the handler has seen everything that is there.
         """
+
+    # Blobs: what is too large for a message
+
+    @abstractmethod
+    async def put_blob(self, name: str, data: bytes) -> None:
+        """Store data under a name of letters, digits and '-'. It is forgotten after `BLOB_LIFETIME`.
+
+        Raises:
+            BusUnavailable: the broker does not take it.
+            QueueFull: it has no room for it.
+        """
+
+    @abstractmethod
+    async def get_blob(self, name: str) -> bytes:
+        """Stored data.
+
+        Raises:
+            NotFound: there is none of that name (any more).
+            BusUnavailable: the broker does not answer in time.
+        """
+
+    @abstractmethod
+    async def delete_blob(self, name: str) -> None:
+        """Remove stored data, if it is there."""
+
+    # Dead letters
+
+    @abstractmethod
+    async def bury(self, model: str, letter: bytes) -> None:
+        """Keep a dead letter. Returns when the broker has it. Raises `BusUnavailable`, `PayloadTooLarge`."""
+
+    @abstractmethod
+    async def letters(self, model: str = "", *, after: int = 0, limit: int = 100) -> list[Letter]:
+        """Dead letters of a model or of all, oldest first, those numbered above `after`."""
+
+    @abstractmethod
+    async def forget_letter(self, sequence: int) -> bool:
+        """Remove a dead letter; False when there is none of that number."""
 
     @abstractmethod
     def on_reconnect(self, handler: Callable[[], None]) -> None:

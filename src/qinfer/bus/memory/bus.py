@@ -9,6 +9,7 @@ from qinfer.bus.base import (
     AnswerHandler,
     Bus,
     DeliveryHandler,
+    Letter,
     QueueSpec,
     RefusedHandler,
     ReplyHandler,
@@ -17,7 +18,7 @@ from qinfer.bus.base import (
     check_payload,
 )
 from qinfer.bus.memory.queue import MemoryConsumer, MemoryQueue
-from qinfer.errors import BusUnavailable, NoWorker, QInferError
+from qinfer.errors import BusUnavailable, NotFound, NoWorker, QInferError
 from qinfer.naming import Names, check_reply
 
 MAX_PAYLOAD = 64 * 1024 * 1024
@@ -31,8 +32,12 @@ class _Broker:
         self.queues: dict[str, MemoryQueue] = {}
         self.inboxes: dict[str, MemoryBus] = {}
         self.answers: dict[str, list[AnswerHandler]] = {}
-        self.buckets: dict[str, dict[str, bytes]] = {}
+        self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
+        self.revision = 0
         self.watchers: dict[str, list[MemoryWatcher]] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.letters: dict[int, tuple[str, bytes]] = {}
+        self.buried = 0
         self.connections = 0
 
 
@@ -91,6 +96,13 @@ class MemoryBus(Bus):
         except QInferError as error:
             self._loop.call_soon(refused, error)
 
+    async def enqueue(self, model: str, version: str, frame: bytes, *, message_id: str = "") -> bool:
+        check_payload(frame, self.max_payload)
+        queue = self._connection.queues.get(model)
+        if queue is None:
+            raise NoWorker("no queue exists for this model on the broker", retry_after=1.0)
+        return queue.put_once(version, frame, message_id)
+
     def on_reply(self, handler: ReplyHandler) -> None:
         self._reply_handler = handler
 
@@ -117,6 +129,13 @@ class MemoryBus(Bus):
         if self._reply_handler is not None and self._broker is not None:
             self._reply_handler(frame)
 
+    def cancel(self, model: str, notice: bytes) -> None:
+        check_payload(notice, self.max_payload)
+        self._notify(self.names.cancellations(model), "", notice)
+
+    async def on_cancel(self, model: str, handler: ReplyHandler) -> Watcher:
+        return await self.watch(self.names.cancellations(model), lambda _, notice: handler(notice or b""))
+
     async def ask(self, topic: str, question: bytes, *, answers: int, timeout: float) -> list[bytes]:
         handlers = self._connection.answers.get(topic, [])[:answers]
         if not handlers:
@@ -134,19 +153,54 @@ class MemoryBus(Bus):
         self._answering.append((topic, handler))
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
-        self._connection.buckets.setdefault(bucket, {})[key] = value
+        broker = self._connection
+        broker.revision += 1
+        broker.buckets.setdefault(bucket, {})[key] = (value, broker.revision)
         self._notify(bucket, key, value)
 
     async def delete(self, bucket: str, key: str) -> None:
         if self._connection.buckets.get(bucket, {}).pop(key, None) is not None:
             self._notify(bucket, key, None)
 
-    async def watch(self, bucket: str, handler: WatchHandler) -> Watcher:
-        watcher = MemoryWatcher(self._connection.watchers.setdefault(bucket, []), handler)
+    async def get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
+        return self._connection.buckets.get(bucket, {}).get(key)
+
+    async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> Watcher:
+        watcher = MemoryWatcher(self._connection.watchers.setdefault(bucket, []), handler, key)
+        self._watching = [known for known in self._watching if not known.closed]
         self._watching.append(watcher)
-        for key, value in list(self._connection.buckets.get(bucket, {}).items()):
-            handler(key, value)
+        for name, (value, _) in list(self._connection.buckets.get(bucket, {}).items()):
+            watcher.tell(name, value)
         return watcher
+
+    async def put_blob(self, name: str, data: bytes) -> None:
+        self._connection.blobs[name] = data
+
+    async def get_blob(self, name: str) -> bytes:
+        try:
+            return self._connection.blobs[name]
+        except KeyError:
+            raise NotFound(f"no data is stored under {name!r} (any more)") from None
+
+    async def delete_blob(self, name: str) -> None:
+        self._connection.blobs.pop(name, None)
+
+    async def bury(self, model: str, letter: bytes) -> None:
+        check_payload(letter, self.max_payload)
+        broker = self._connection
+        broker.buried += 1
+        broker.letters[broker.buried] = (model, letter)
+
+    async def letters(self, model: str = "", *, after: int = 0, limit: int = 100) -> list[Letter]:
+        found = [
+            Letter(sequence, data)
+            for sequence, (name, data) in self._connection.letters.items()
+            if sequence > after and model in ("", name)
+        ]
+        return found[:limit]
+
+    async def forget_letter(self, sequence: int) -> bool:
+        return self._connection.letters.pop(sequence, None) is not None
 
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         """A connection within the process is never lost."""
@@ -165,17 +219,18 @@ class MemoryBus(Bus):
 class MemoryWatcher(Watcher):
     """A handler in a bucket's list of watchers."""
 
-    def __init__(self, watchers: list[MemoryWatcher], handler: WatchHandler) -> None:
+    def __init__(self, watchers: list[MemoryWatcher], handler: WatchHandler, key: str) -> None:
         self._watchers = watchers
         self._handler = handler
-        self._closed = False
+        self._key = key
+        self.closed = False
         watchers.append(self)
 
     def tell(self, key: str, value: bytes | None) -> None:
-        if not self._closed:
+        if not self.closed and self._key in ("", key):
             self._handler(key, value)
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             self._watchers.remove(self)

@@ -11,9 +11,10 @@ from qinfer.errors import QueueFull
 
 
 class _Entry:
-    __slots__ = ("attempt", "payload", "stored_us", "version")
+    __slots__ = ("attempt", "payload", "sequence", "stored_us", "version")
 
-    def __init__(self, version: str, payload: bytes, stored_us: int) -> None:
+    def __init__(self, version: str, payload: bytes, stored_us: int, sequence: int) -> None:
+        self.sequence = sequence
         self.version = version
         self.payload = payload
         self.stored_us = stored_us
@@ -30,6 +31,17 @@ class MemoryQueue:
         self._consumers: dict[str, deque[MemoryConsumer]] = {}
         self._messages = 0
         self._bytes = 0
+        self._sequence = 0
+        self._known: set[str] = set()
+
+    def put_once(self, version: str, payload: bytes, message_id: str) -> bool:
+        """Queue a frame unless one of that id was queued before; False then. Raises as `put`."""
+        if message_id in self._known:
+            return False
+        self.put(version, payload)
+        if message_id:
+            self._known.add(message_id)
+        return True
 
     def put(self, version: str, payload: bytes) -> None:
         """Queue a frame.
@@ -48,7 +60,8 @@ class MemoryQueue:
             )
         self._messages += 1
         self._bytes += len(payload)
-        self.add(_Entry(version, payload, self.clock_us()))
+        self._sequence += 1
+        self.add(_Entry(version, payload, self.clock_us(), self._sequence))
 
     def clock_us(self) -> int:
         """Unix microseconds."""
@@ -101,6 +114,7 @@ class MemoryDelivery(Delivery):
         self.attempt = entry.attempt
         self.pending = pending
         self.stored_us = entry.stored_us
+        self.sequence = entry.sequence
         self._queue = queue
         self._entry = entry
         self._timer: asyncio.TimerHandle | None = None

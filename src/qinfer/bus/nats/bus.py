@@ -9,18 +9,28 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import APIError, NotFoundError
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    Header,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from qinfer.bus.base import (
     AnswerHandler,
     Bus,
     DeliveryHandler,
+    Letter,
     QueueSpec,
     RefusedHandler,
     ReplyHandler,
@@ -29,15 +39,17 @@ from qinfer.bus.base import (
 )
 from qinfer.bus.nats.connection import Connection
 from qinfer.bus.nats.consumer import NatsConsumer
-from qinfer.bus.nats.registry import NatsWatcher, Registry
+from qinfer.bus.nats.registry import NatsListener, NatsWatcher, Registry
+from qinfer.bus.nats.storage import Blobs, DeadLetters
 from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
-from qinfer.naming import Names, check_reply
+from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
 
 logger = logging.getLogger(__name__)
 
 _API_TIMEOUT = 5.0
 _MAX_UNCONFIRMED = 16384
 _ERR_STREAM_EXISTS = 10058
+_NO_QUEUE = "no queue exists for this model on the broker"
 _FULL = frozenset((10077, 10047, 10054))  # maximum messages, memory or storage exceeded, message too big
 
 
@@ -70,6 +82,8 @@ class NatsBus(Bus):
         self._confirm_prefix = f"{self._inbox}.p."
         self._jetstream = client.jetstream(timeout=_API_TIMEOUT)
         self._registry = Registry(self._connection, self._jetstream, self.names)
+        self._blobs = Blobs(self._jetstream, self.names)
+        self._letters = DeadLetters(self._jetstream, self.names)
         self._connection.on_reconnect(self._start_restore)
         await client.subscribe(
             f"{self._inbox}.>", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
@@ -102,6 +116,20 @@ class NatsBus(Bus):
             del self._unconfirmed[number]
             raise
 
+    async def enqueue(self, model: str, version: str, frame: bytes, *, message_id: str = "") -> bool:
+        check_payload(frame, self.max_payload)
+        headers = {str(Header.MSG_ID.value): message_id} if message_id else None
+        with self._translated():
+            try:
+                confirmed = await self._jetstream.publish(
+                    self.names.requests(model, version), frame, headers=headers
+                )
+            except NoStreamResponseError:
+                raise NoWorker(_NO_QUEUE, retry_after=1.0) from None
+            except APIError as error:
+                raise _refused(error.err_code or 0, error.description or "") from error
+        return not confirmed.duplicate
+
     def on_reply(self, handler: ReplyHandler) -> None:
         self._reply_handler = handler
 
@@ -116,7 +144,7 @@ class NatsBus(Bus):
             max_bytes=spec.max_bytes,
             storage=StorageType.MEMORY if spec.storage == "memory" else StorageType.FILE,
             num_replicas=spec.replicas,
-            duplicate_window=1,
+            duplicate_window=ANSWER_LIFETIME,  # costs nothing for frames without an id
         )
         try:
             await self._jetstream.add_stream(config)
@@ -192,6 +220,20 @@ class NatsBus(Bus):
             if refused is not None and (b'"error"' in message.data or message.headers):
                 refused(_refusal(message))
 
+    # Cancellation
+
+    def cancel(self, model: str, notice: bytes) -> None:
+        check_payload(notice, self.max_payload)
+        self._connection.publish(self.names.cancellations(model), notice)
+
+    async def on_cancel(self, model: str, handler: ReplyHandler) -> NatsListener:
+        async def receive(message: Msg) -> None:
+            handler(message.data)
+
+        with self._translated():
+            client = self._connection.client
+            return NatsListener(await client.subscribe(self.names.cancellations(model), cb=receive))
+
     # Questions
 
     async def ask(self, topic: str, question: bytes, *, answers: int, timeout: float) -> list[bytes]:
@@ -230,24 +272,63 @@ class NatsBus(Bus):
     # Registry
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
-        try:
+        with self._translated():
             await self._registry.put(bucket, key, value)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
 
     async def delete(self, bucket: str, key: str) -> None:
-        try:
+        with self._translated():
             await self._registry.delete(bucket, key)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
 
-    async def watch(self, bucket: str, handler: WatchHandler) -> NatsWatcher:
-        try:
-            watcher = await self._registry.watch(bucket, handler)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
+    async def get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
+        with self._translated():
+            return await self._registry.get(bucket, key)
+
+    async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> NatsWatcher:
+        with self._translated():
+            watcher = await self._registry.watch(bucket, handler, key)
+        self._watchers = [known for known in self._watchers if not known.closed]
         self._watchers.append(watcher)
         return watcher
+
+    # Blobs and dead letters
+
+    async def put_blob(self, name: str, data: bytes) -> None:
+        with self._translated():
+            try:
+                await self._blobs.put(name, data)
+            except APIError as error:
+                raise _refused(error.err_code or 0, error.description or "") from error
+
+    async def get_blob(self, name: str) -> bytes:
+        with self._translated():
+            return await self._blobs.get(name)
+
+    async def delete_blob(self, name: str) -> None:
+        with self._translated():
+            await self._blobs.delete(name)
+
+    async def bury(self, model: str, letter: bytes) -> None:
+        check_payload(letter, self.max_payload)
+        with self._translated():
+            await self._letters.bury(model, letter)
+
+    async def letters(self, model: str = "", *, after: int = 0, limit: int = 100) -> list[Letter]:
+        with self._translated():
+            return await self._letters.letters(model, after=after, limit=limit)
+
+    async def forget_letter(self, sequence: int) -> bool:
+        with self._translated():
+            return await self._letters.forget(sequence)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors of the client library as ours; and no waiting for a connection that is down."""
+        if not self._connection.connected:
+            raise BusUnavailable("the connection to the broker is down", retry_after=1.0)
+        try:
+            yield
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise _unavailable(error) from error
 
     # Reconnect
 
@@ -262,6 +343,7 @@ class NatsBus(Bus):
     async def _restore(self) -> None:
         """Make anew what a restarted broker may have forgotten, then pull again."""
         self._registry.forget()
+        self._blobs.forget()
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         if unconfirmed:
             # Stored or not: nobody knows. To wait for answers would be to wait for the deadline, mostly.
@@ -271,13 +353,7 @@ class NatsBus(Bus):
                 refused(error)
         while not self._closed:
             try:
-                for model, spec in list(self._queues.items()):
-                    await self.declare(model, spec)
-                for (model, version), consumer in list(self._consumers.items()):
-                    if not consumer.closed:
-                        await self._add_consumer(model, version)
-                for watcher in self._watchers:
-                    await watcher.refresh()
+                await self._remake()
                 await self._connection.settle()
                 for consumer in self._consumers.values():
                     consumer.reset()
@@ -286,6 +362,16 @@ class NatsBus(Bus):
                 logger.warning("the broker is back but not ready: %s", error)
                 await asyncio.sleep(0.5)
 
+    async def _remake(self) -> None:
+        for model, spec in list(self._queues.items()):
+            await self.declare(model, spec)
+        for (model, version), consumer in list(self._consumers.items()):
+            if not consumer.closed:
+                await self._add_consumer(model, version)
+        for watcher in list(self._watchers):
+            if not watcher.closed:
+                await watcher.refresh()
+
 
 def _refusal(message: Msg) -> QInferError:
     """The error in a publish acknowledgement (JetStream's PubAck), or of a message nobody stores."""
@@ -293,7 +379,11 @@ def _refusal(message: Msg) -> QInferError:
         error = json.loads(message.data)["error"]
         code, description = int(error.get("err_code", 0)), str(error.get("description", ""))
     except (ValueError, KeyError, TypeError):
-        return NoWorker("no queue exists for this model on the broker", retry_after=1.0)
+        return NoWorker(_NO_QUEUE, retry_after=1.0)
+    return _refused(code, description)
+
+
+def _refused(code: int, description: str) -> QInferError:
     if code in _FULL:
         return QueueFull(f"the model's queue is full: {description}", retry_after=1.0)
     return BusUnavailable(f"the broker refused the message: {description}", retry_after=1.0)

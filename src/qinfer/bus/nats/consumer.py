@@ -44,6 +44,7 @@ class NatsDelivery(Delivery):
         fields = message.reply.split(".")
         first = 4 if len(fields) < 11 else 6
         self.attempt = int(fields[first])
+        self.sequence = int(fields[first + 1])
         self.stored_us = int(fields[first + 3]) // 1000
         self.pending = int(fields[first + 4])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -19,6 +20,7 @@ from nats.js.kv import KeyValue
 
 from qinfer.bus.base import Watcher, WatchHandler
 from qinfer.bus.nats.connection import Connection
+from qinfer.bus.nats.storage import replicated
 from qinfer.naming import Names
 
 _OPERATION = "KV-Operation"
@@ -45,13 +47,23 @@ class Registry:
         with contextlib.suppress(NotFoundError, NoStreamResponseError):
             await (await self._bucket(bucket)).delete(key)
 
-    async def watch(self, bucket: str, handler: WatchHandler) -> NatsWatcher:
-        watcher = NatsWatcher(self, bucket, handler)
+    async def get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
+        try:
+            entry = await (await self._bucket(bucket)).get(key)
+        except NotFoundError:  # nothing under the key, or it was deleted
+            return None
+        return entry.value or b"", entry.revision or 0
+
+    async def watch(self, bucket: str, handler: WatchHandler, key: str) -> NatsWatcher:
+        watcher = NatsWatcher(self, bucket, handler, key)
         await watcher.start(self._connection)
         return watcher
 
-    async def snapshot(self, bucket: str) -> list[tuple[str, bytes]]:
-        """All entries of a bucket."""
+    async def snapshot(self, bucket: str, key: str) -> list[tuple[str, bytes]]:
+        """All entries of a bucket, or the one of `key`."""
+        if key:
+            entry = await self.get(bucket, key)
+            return [] if entry is None else [(key, entry[0])]
         await self._bucket(bucket)
         stream, prefix = f"KV_{bucket}", f"$KV.{bucket}."
         info = await self._jetstream.stream_info(stream, subjects_filter=f"{prefix}>")
@@ -74,15 +86,22 @@ class Registry:
             try:
                 bucket = await self._jetstream.key_value(name)
             except NotFoundError:
-                config = KeyValueConfig(
-                    bucket=name, history=1, storage=StorageType.FILE, ttl=self._names.lifetime(name)
-                )
                 try:
-                    bucket = await self._jetstream.create_key_value(config)
+                    bucket = await replicated(partial(self._create, name))
                 except APIError:  # another process was faster
                     bucket = await self._jetstream.key_value(name)
             self._buckets[name] = bucket
         return bucket
+
+    async def _create(self, name: str, replicas: int) -> KeyValue:
+        config = KeyValueConfig(
+            bucket=name,
+            history=1,
+            storage=StorageType.FILE,
+            ttl=self._names.lifetime(name),
+            replicas=replicas,
+        )
+        return await self._jetstream.create_key_value(config)
 
     def forget(self) -> None:
         """After a reconnect: the buckets may be gone, look them up again."""
@@ -90,21 +109,27 @@ class Registry:
 
 
 class NatsWatcher(Watcher):
-    """A subscription to a bucket's subjects."""
+    """A subscription to a bucket's subjects, or to one key's."""
 
-    def __init__(self, registry: Registry, bucket: str, handler: WatchHandler) -> None:
+    def __init__(self, registry: Registry, bucket: str, handler: WatchHandler, key: str) -> None:
         self._registry = registry
         self._bucket = bucket
         self._handler = handler
+        self._key = key
         self._subscription: Subscription | None = None
 
+    @property
+    def closed(self) -> bool:
+        return self._subscription is None
+
     async def start(self, connection: Connection) -> None:
-        self._subscription = await connection.client.subscribe(f"$KV.{self._bucket}.>", cb=self._receive)
+        subject = f"$KV.{self._bucket}.{self._key or '>'}"
+        self._subscription = await connection.client.subscribe(subject, cb=self._receive)
         await connection.client.flush()  # subscribed for sure before the snapshot is taken
         await self.refresh()
 
     async def refresh(self) -> None:
-        for key, value in await self._registry.snapshot(self._bucket):
+        for key, value in await self._registry.snapshot(self._bucket, self._key):
             self._handler(key, value)
 
     async def close(self) -> None:
@@ -116,3 +141,15 @@ class NatsWatcher(Watcher):
         key = message.subject.split(".", 2)[2]
         removed = message.headers is not None and _OPERATION in message.headers
         self._handler(key, None if removed else message.data)
+
+
+class NatsListener(Watcher):
+    """A plain subscription."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription: Subscription | None = subscription
+
+    async def close(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.unsubscribe()

@@ -1,0 +1,158 @@
+"""What else lies at the broker: blobs, in a JetStream object store (ADR-20), and dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    DiscardPolicy,
+    ObjectMeta,
+    ObjectMetaOptions,
+    ObjectStoreConfig,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import APIError, BucketNotFoundError, NoStreamResponseError, NotFoundError
+from nats.js.object_store import ObjectStore
+
+from qinfer.bus.base import BLOB_LIFETIME, Letter
+from qinfer.errors import NotFound
+from qinfer.naming import Names
+
+_CHUNK = 512 * 1024
+_BLOBS_MAX_BYTES = 2 << 30
+_LETTERS_MAX_BYTES = 64 << 20
+_LETTERS_LIFETIME = 30 * 24 * 3600.0
+_NO_MESSAGE = (10043, 10057)  # sequence not found, or nothing there to delete
+_UNREPLICATED = (10074, 10005)  # not a cluster; too few servers in it
+
+_COPIES = 3  # where the broker is a cluster
+
+# Bytes a second that a blob is read with at least, and what is granted on top, before it counts as stuck.
+_SLOWEST = 1 << 20
+_PATIENCE = 10.0
+
+_T = TypeVar("_T")
+
+
+async def replicated(create: Callable[[int], Awaitable[_T]]) -> _T:
+    """Create something at the broker in `_COPIES` copies, or in one where there are fewer servers."""
+    try:
+        return await create(_COPIES)
+    except APIError as error:
+        if error.err_code not in _UNREPLICATED:
+            raise
+        return await create(1)
+
+
+class Blobs:
+    """Data by name, created with the first."""
+
+    def __init__(self, jetstream: JetStreamContext, names: Names) -> None:
+        self._jetstream = jetstream
+        self._bucket = names.tensors_bucket
+        self._store: ObjectStore | None = None
+
+    async def put(self, name: str, data: bytes) -> None:
+        meta = ObjectMeta(name=name, options=ObjectMetaOptions(max_chunk_size=_CHUNK))
+        try:
+            await (await self._open()).put(name, data, meta)
+        except NoStreamResponseError:  # the broker came back without it
+            self._store = None
+            await (await self._open()).put(name, data, meta)
+
+    async def get(self, name: str) -> bytes:
+        into = io.BytesIO()
+        try:
+            store = await self._open()
+            size = (await store.get_info(name)).size or 0
+            async with asyncio.timeout(_PATIENCE + size / _SLOWEST):
+                await store.get(name, writeinto=into)
+        except (NotFoundError, NoStreamResponseError):
+            raise NotFound(f"no data is stored under {name!r} (any more)") from None
+        return into.getvalue()
+
+    async def delete(self, name: str) -> None:
+        with contextlib.suppress(NotFoundError, NoStreamResponseError):
+            await (await self._open()).delete(name)
+
+    async def _open(self) -> ObjectStore:
+        if self._store is None:
+            try:
+                self._store = await self._jetstream.object_store(self._bucket)
+            except BucketNotFoundError:
+                self._store = await replicated(self._create)
+        return self._store
+
+    async def _create(self, replicas: int) -> ObjectStore:
+        config = ObjectStoreConfig(
+            bucket=self._bucket,
+            ttl=BLOB_LIFETIME,
+            max_bytes=_BLOBS_MAX_BYTES,
+            storage=StorageType.FILE,
+            replicas=replicas,
+        )
+        return await self._jetstream.create_object_store(self._bucket, config)
+
+    def forget(self) -> None:
+        """After a reconnect: the bucket may be gone, look it up again."""
+        self._store = None
+
+
+class DeadLetters:
+    """The dead-letter stream of a namespace. The oldest letters make room for new ones."""
+
+    def __init__(self, jetstream: JetStreamContext, names: Names) -> None:
+        self._jetstream = jetstream
+        self._names = names
+
+    async def bury(self, model: str, letter: bytes) -> None:
+        subject = self._names.dead_letters(model)
+        try:
+            await self._jetstream.publish(subject, letter)
+        except NoStreamResponseError:
+            await replicated(self._create)
+            await self._jetstream.publish(subject, letter)
+
+    async def letters(self, model: str, *, after: int, limit: int) -> list[Letter]:
+        found: list[Letter] = []
+        while len(found) < limit:
+            try:
+                message = await self._jetstream.get_msg(
+                    self._names.dead_stream,
+                    after + 1,
+                    subject=self._names.dead_letters(model),
+                    next=True,
+                )
+            except NotFoundError:
+                break
+            after = message.seq or 0
+            found.append(Letter(after, message.data or b""))
+        return found
+
+    async def forget(self, sequence: int) -> bool:
+        try:
+            return await self._jetstream.delete_msg(self._names.dead_stream, sequence)
+        except (NotFoundError, APIError) as error:
+            if isinstance(error, NotFoundError) or error.err_code in _NO_MESSAGE:
+                return False
+            raise
+
+    async def _create(self, replicas: int) -> None:
+        config = StreamConfig(
+            name=self._names.dead_stream,
+            subjects=[self._names.dead_letters()],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            storage=StorageType.FILE,
+            max_bytes=_LETTERS_MAX_BYTES,
+            max_age=_LETTERS_LIFETIME,
+            num_replicas=replicas,
+        )
+        await self._jetstream.add_stream(config)
