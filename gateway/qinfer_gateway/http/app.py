@@ -18,6 +18,7 @@ from starlette.routing import Route
 from qinfer.errors import InternalError, MethodNotAllowed, NotFound, QInferError
 from qinfer.repository.metadata import config_json
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
+from qinfer_gateway.http import openapi
 from qinfer_gateway.http.jsondata import encode_json
 
 
@@ -27,6 +28,7 @@ def make_app(front: Front) -> Starlette:
     model = "/v2/models/{model}"
     version = model + "/versions/{version}"
     table: list[tuple[str, Any]] = [
+        (openapi.PATH, routes.openapi),
         ("/v2", routes.server),
         ("/v2/health/live", routes.live),
         ("/v2/health/ready", routes.ready),
@@ -59,6 +61,9 @@ class Routes:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(openapi.document(), media_type="application/json")
 
     async def server(self, _: Request) -> Response:
         return _json({"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": EXTENSIONS})

@@ -1,0 +1,349 @@
+"""The OpenAPI document of the HTTP API, made of one table of operations.
+
+No request is answered by it; tests hold it together with the routes and with `qinfer.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from http import HTTPStatus
+from typing import Any
+
+from qinfer.errors import (
+    BY_REASON,
+    BusUnavailable,
+    Cancelled,
+    Forbidden,
+    HeadTooLarge,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    QInferError,
+    RateLimited,
+    Retry,
+    SetupError,
+    Unauthenticated,
+    Unavailable,
+)
+from qinfer_gateway.front import SERVER_VERSION
+from qinfer_gateway.http.jsondata import encode_json
+from qinfer_gateway.http.openapi_schemas import Schema, components, ref
+
+PATH = "/openapi.json"
+
+Errors = tuple[type[QInferError], ...]
+
+ANY: Errors = (InternalError, InvalidRequest, HeadTooLarge)
+"""What every request may be answered: that its bytes are no HTTP, for instance."""
+
+REFUSED: Errors = (Unauthenticated, Forbidden, RateLimited)
+"""What a request may be answered where credentials are asked for."""
+
+NEVER_OF_INFER: Errors = (
+    *(kind for kind in BY_REASON.values() if issubclass(kind, SetupError)),
+    Cancelled,  # nobody is left to read it
+    MethodNotAllowed,  # an answer of the path, not of the operation
+)
+"""What a request for inference is not answered over HTTP; it may be answered everything else."""
+
+INFER: Errors = tuple(kind for kind in BY_REASON.values() if kind not in NEVER_OF_INFER)
+
+_NOT_READY = HTTPStatus.BAD_REQUEST  # and not 503: what Triton answers
+
+_NUMBER: Schema = {"type": "string", "pattern": "^[0-9]+$"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        method: in lower case.
+        path: as the router has it; `{model}` and `{version}` are the only parameters.
+        id: the operationId.
+        summary: what it does.
+        answer: name of the answer's schema; "" where there is no body.
+        body: name of the request body's schema; "" for none.
+        errors: what it may be answered beside `ANY`.
+        refused: name of the schema of an answer with status 400 that is no error.
+        permission: what a key has to allow; "" where no credentials are asked for.
+        binary: bodies may carry raw tensors.
+        headers: request headers beside those of every request.
+    """
+
+    method: str
+    path: str
+    id: str
+    summary: str
+    answer: str = ""
+    body: str = ""
+    errors: Errors = ()
+    refused: str = ""
+    permission: str = ""
+    binary: bool = False
+    headers: tuple[str, ...] = ()
+
+
+_PARAMETERS: dict[str, Schema] = {
+    "model": {
+        "name": "model",
+        "in": "path",
+        "required": True,
+        "description": "The model's name, percent-encoded.",
+        "schema": {"type": "string", "minLength": 1},
+    },
+    "version": {
+        "name": "version",
+        "in": "path",
+        "required": True,
+        "description": "A version of it; the path without one asks the newest.",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    },
+    "Inference-Header-Content-Length": {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "description": "The body is this many bytes of JSON, and then the raw bytes of each input that has "
+        "`binary_data_size`, in order. 0: all of the body is the model's one input.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+    },
+    "Content-Encoding": {
+        "name": "Content-Encoding",
+        "in": "header",
+        "description": "How the request's body is compressed.",
+        "schema": {"type": "string", "enum": ["gzip", "deflate", "identity"]},
+    },
+    "Accept-Encoding": {
+        "name": "Accept-Encoding",
+        "in": "header",
+        "description": "How the answer may be compressed: `gzip`, `deflate`.",
+        "schema": {"type": "string"},
+    },
+    "x-qinfer-timeout-ms": {
+        "name": "x-qinfer-timeout-ms",
+        "in": "header",
+        "description": "Milliseconds the answer may take. The shortest of this, the parameter `timeout` and "
+        "the server's own limit counts.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
+    },
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Requests with the same key share one execution and its answer.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    },
+    "traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "description": "W3C trace context; the trace goes on in the gateway, the queue and the worker.",
+        "schema": {"type": "string"},
+    },
+    "tracestate": {
+        "name": "tracestate",
+        "in": "header",
+        "description": "W3C trace state.",
+        "schema": {"type": "string"},
+    },
+}
+
+_HEADERS: dict[str, Schema] = {
+    "Retry-After": {
+        "description": "Whole seconds after which a retry is worth trying, where that is known.",
+        "schema": _NUMBER,
+    },
+    "WWW-Authenticate": {
+        "description": "Which credentials are expected.",
+        "schema": {"type": "string"},
+    },
+    "x-qinfer-queue-position": {
+        "description": "How many requests for the model are waiting before this one, where that is known.",
+        "schema": _NUMBER,
+    },
+    "x-qinfer-estimated-wait": {
+        "description": "Seconds the request would have waited for its turn, where that is known.",
+        "schema": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"},
+    },
+    "Accept-Encoding": {
+        "description": "The codings that are understood.",
+        "schema": {"type": "string"},
+    },
+    "Content-Encoding": {
+        "description": "How the answer's body is compressed.",
+        "schema": {"type": "string", "enum": ["gzip", "deflate"]},
+    },
+    "Inference-Header-Content-Length": {
+        "description": "The answer is this many bytes of JSON, and then the raw bytes of each output that "
+        "has `binary_data_size`, in order.",
+        "schema": _NUMBER,
+    },
+}
+
+_OF_STATUS: dict[int, tuple[str, ...]] = {
+    401: ("WWW-Authenticate",),
+    415: ("Accept-Encoding",),
+    429: ("x-qinfer-queue-position", "x-qinfer-estimated-wait"),
+}
+"""Headers of answers with a status, beside those of every error."""
+
+_TRACE = ("traceparent", "tracestate")
+_INFER_HEADERS = (
+    *("Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding"),
+    *("x-qinfer-timeout-ms", "Idempotency-Key", *_TRACE),
+)
+
+
+def _about_model(path: str, version: str) -> Iterable[Operation]:
+    """The operations on a model, or on one version of it."""
+    known: dict[str, Any] = {"errors": (ModelNotFound,), "permission": "inference"}
+    yield Operation(
+        method="get", path=path, id=f"model{version}Metadata", summary="Inputs, outputs, versions",
+        answer="ModelMetadata", **known,
+    )  # fmt: skip
+    yield Operation(
+        method="get", path=f"{path}/ready", id=f"model{version}Ready", summary="Whether a worker serves it",
+        answer="ModelReady", refused="ModelReady", **known,
+    )  # fmt: skip
+    yield Operation(
+        method="get", path=f"{path}/config", id=f"model{version}Config", summary="Its whole configuration",
+        answer="ModelConfig", **known,
+    )  # fmt: skip
+    yield Operation(
+        method="get", path=f"{path}/stats", id=f"model{version}Statistics", summary="Its statistics",
+        answer="StatisticsReport", errors=(ModelNotFound, BusUnavailable, Unavailable),
+        permission="inference",
+    )  # fmt: skip
+    yield Operation(
+        method="post", path=f"{path}/infer", id=f"infer{version}", summary="Run the model",
+        answer="InferAnswer", body="InferRequest", errors=INFER, permission="inference", binary=True,
+        headers=_INFER_HEADERS,
+    )  # fmt: skip
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(method="get", path=PATH, id="openApi", summary="This document", answer="OpenApi"),
+    Operation(
+        method="get", path="/v2", id="serverMetadata", summary="Name, version, extensions",
+        answer="ServerMetadata", permission="inference",
+    ),
+    Operation(
+        method="get", path="/v2/health/live", id="serverLive", summary="Whether the process works",
+        answer="Live", refused="Live",
+    ),
+    Operation(
+        method="get", path="/v2/health/ready", id="serverReady", answer="Ready", refused="Ready",
+        summary="Whether every known model can be asked",
+    ),
+    Operation(
+        method="get", path="/v2/models", id="models", answer="ModelList", permission="inference",
+        summary="All models, with what could not be loaded",
+    ),
+    Operation(
+        method="get", path="/v2/models/stats", id="statistics", summary="Statistics of all models",
+        answer="StatisticsReport", errors=(BusUnavailable, Unavailable), permission="inference",
+    ),
+    *_about_model("/v2/models/{model}", ""),
+    *_about_model("/v2/models/{model}/versions/{version}", "Version"),
+)  # fmt: skip
+
+
+@cache
+def document() -> bytes:
+    """The document, as JSON."""
+    return encode_json(build())
+
+
+def build() -> dict[str, Any]:
+    """The document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    schemas = components()
+    schemas["OpenApi"] = {"type": "object", "description": "An OpenAPI document."}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "qinfer",
+            "summary": "The Open Inference Protocol v2 with Triton's extensions, over a message broker.",
+            "version": SERVER_VERSION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "parameters": _PARAMETERS,
+            "headers": _HEADERS,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A key, or a JWT."},
+                "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
+        },
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    in_path = tuple(name for name in ("model", "version") if f"{{{name}}}" in operation.path)
+    parameters = (*in_path, *operation.headers)
+    described: dict[str, Any] = {
+        "operationId": operation.id,
+        "summary": operation.summary,
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in parameters],
+        "responses": _responses(operation),
+        # A gateway that was given neither keys nor an issuer of JWTs asks nobody.
+        "security": [{}, {"bearer": []}, {"key": []}] if operation.permission else [],
+    }
+    if operation.permission:
+        described["x-qinfer-permission"] = operation.permission
+    if operation.body:
+        described["requestBody"] = {"required": True, "content": _content(operation.body, operation.binary)}
+    return described
+
+
+def _content(schema: str, binary: bool) -> dict[str, Any]:
+    raw = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}} if binary else {}
+    return {"application/json": {"schema": ref(schema)}, **raw}
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": "It is done."}
+    if operation.answer:
+        success["content"] = _content(operation.answer, operation.binary)
+    if operation.binary:
+        success["headers"] = _headers("Content-Encoding", "Inference-Header-Content-Length")
+    responses = {"200": success}
+    kinds = {*ANY, *operation.errors, *(REFUSED if operation.permission else ())}
+    for status in sorted({kind.http_status for kind in kinds}):
+        of_status = [kind for kind in BY_REASON.values() if kind in kinds and kind.http_status == status]
+        responses[str(status)] = _error(status, of_status)
+    if operation.refused:
+        _add_refusal(responses[str(_NOT_READY.value)], operation.refused)
+    return responses
+
+
+def _error(status: int, kinds: list[type[QInferError]]) -> dict[str, Any]:
+    lines = [f"- `{kind.reason}`: {(kind.__doc__ or '').splitlines()[0]}" for kind in kinds]
+    names = _OF_STATUS.get(status, ())
+    if any(kind.retry is not Retry.NEVER for kind in kinds):
+        names = ("Retry-After", *names)
+    reason: Schema = {
+        "description": "What went wrong, for machines.",
+        "required": True,
+        "schema": {"type": "string", "enum": [kind.reason for kind in kinds]},
+    }
+    return {
+        "description": "\n".join(lines),
+        "headers": {"x-qinfer-reason": reason, **_headers(*names)},
+        "content": {"application/json": {"schema": ref("Error")}},
+    }
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _add_refusal(response: dict[str, Any], schema: str) -> None:
+    """Let a status mean "no" beside the errors it stands for; a no has no reason."""
+    response["description"] += "\n- no reason: it is not."
+    response["headers"]["x-qinfer-reason"]["required"] = False
+    response["content"]["application/json"]["schema"] = {"anyOf": [ref(schema), ref("Error")]}
