@@ -55,6 +55,25 @@ class BusContract:
         assert before <= delivery.stored_us <= await bus.clock_us("m")
         delivery.ack()
 
+    async def test_what_is_queued_for_a_version_is_counted_until_it_is_ended(self, bus: Bus) -> None:
+        await bus.declare("m", SPEC)
+        inbox = Mailbox()
+        consumer = await bus.consume("m", "2", inbox)
+        await bus.consume("m", "", Mailbox())
+        assert await bus.queued("m", "2") == 0
+        for frame in (b"one", b"two"):
+            await bus.enqueue("m", "2", frame)
+        assert await bus.queued("m", "2") == 2
+        assert await bus.queued("m", "") == 0
+        consumer.grant(1)
+        (delivery,) = await inbox.take()
+        assert await bus.queued("m", "2") == 2
+        delivery.ack()
+        left = 2
+        while left == 2:  # an ack has no answer
+            left = await bus.queued("m", "2")
+        assert left == 1
+
     async def test_nothing_comes_without_credit(self, bus: Bus) -> None:
         await bus.declare("m", SPEC)
         inbox = Mailbox()

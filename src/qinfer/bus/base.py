@@ -196,6 +196,14 @@ class Bus(ABC):
         """
 
     @abstractmethod
+    async def queued(self, model: str, version: str) -> int:
+        """Frames published for `version` that are not ended yet, those out at workers included.
+
+        Raises:
+            BusUnavailable: the broker does not answer, or nobody ever consumed them.
+        """
+
+    @abstractmethod
     def reply(self, reply_to: str, frame: bytes) -> None:
         """Publish responses on a sender's inbox.
 

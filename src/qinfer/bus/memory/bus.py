@@ -119,6 +119,9 @@ class MemoryBus(Bus):
     async def clock_us(self, model: str) -> int:
         return self._connection.queues[model].clock_us()
 
+    async def queued(self, model: str, version: str) -> int:
+        return self._connection.queues[model].count(version)
+
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
         receiver = self._connection.inboxes.get(check_reply(reply_to))

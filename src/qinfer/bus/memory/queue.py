@@ -30,6 +30,7 @@ class MemoryQueue:
         self._waiting: dict[str, deque[_Entry]] = {}
         self._consumers: dict[str, deque[MemoryConsumer]] = {}
         self._messages = 0
+        self._unended: dict[str, int] = {}
         self._bytes = 0
         self._sequence = 0
         self._known: set[str] = set()
@@ -59,6 +60,7 @@ class MemoryQueue:
                 f"the model's queue is full: maximum bytes ({spec.max_bytes}) exceeded", retry_after=1.0
             )
         self._messages += 1
+        self._unended[version] = self.count(version) + 1
         self._bytes += len(payload)
         self._sequence += 1
         self.add(_Entry(version, payload, self.clock_us(), self._sequence))
@@ -66,6 +68,10 @@ class MemoryQueue:
     def clock_us(self) -> int:
         """Unix microseconds."""
         return time.time_ns() // 1000
+
+    def count(self, version: str) -> int:
+        """Frames for a version that are not ended yet."""
+        return self._unended.get(version, 0)
 
     def add(self, entry: _Entry, *, front: bool = False) -> None:
         waiting = self._waiting.setdefault(entry.version, deque())
@@ -77,6 +83,7 @@ class MemoryQueue:
 
     def remove(self, entry: _Entry) -> None:
         self._messages -= 1
+        self._unended[entry.version] -= 1
         self._bytes -= len(entry.payload)
 
     def attach(self, version: str, consumer: MemoryConsumer) -> None:

@@ -204,6 +204,14 @@ class NatsBus(Bus):
         except (ValueError, KeyError, TypeError) as error:
             raise BusUnavailable("the broker does not tell its time; expected nats-server 2.10") from error
 
+    async def queued(self, model: str, version: str) -> int:
+        consumer = self.names.consumer(version)
+        try:
+            info = await self._jetstream.consumer_info(self.names.stream(model), consumer)
+        except (nats.errors.Error, OSError) as error:
+            raise _unavailable(error) from error
+        return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
         self._connection.publish(check_reply(reply_to), frame)
