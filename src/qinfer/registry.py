@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from qinfer.bus import Bus, Watcher
+from qinfer.errors import QInferError
 from qinfer.naming import WORKER_LIFETIME, escape, is_version, unescape
 
 HEARTBEAT = 2.0
@@ -45,6 +46,8 @@ class ModelRecord(msgspec.Struct, frozen=True):
         max_batch_size: rows a request may have; 0 when the model has no batch dimension.
         inputs, outputs: its signature.
         config: the serialised `inference.ModelConfig`.
+        override: the configuration, as JSON, it was loaded with instead of its repository's; a worker that
+            joins the fleet loads it with the same.
     """
 
     name: str
@@ -55,6 +58,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     config: bytes
+    override: str = ""
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
@@ -66,6 +70,8 @@ class WorkerRecord(msgspec.Struct, frozen=True):
         models: the versions of each model it serves, ascending.
         problems: models of its repository that could not be loaded, with the reason.
         draining: it finishes what it holds and takes no more.
+        control: its model control mode: "none", "poll", or "explicit", in which others may have it load and
+            unload models.
     """
 
     id: str
@@ -74,6 +80,7 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     models: dict[str, list[str]]
     problems: dict[str, str] = {}
     draining: bool = False
+    control: str = "none"
 
 
 _model_decoder = msgspec.msgpack.Decoder(ModelRecord)
@@ -93,26 +100,66 @@ async def forget_models(bus: Bus, models: Mapping[str, Iterable[str]]) -> None:
 
 
 class Registration:
-    """A worker's own entries in the registry."""
+    """A worker's own entries in the registry.
 
-    def __init__(self, bus: Bus, worker: WorkerRecord, models: Iterable[ModelRecord]) -> None:
+    Args:
+        bus: where they are written.
+        worker: the worker.
+        models: what it serves.
+        directory: the registry as the worker sees it. Records of its models that somebody removed, who
+            believed that nobody serves them, are written again.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        worker: WorkerRecord,
+        models: Iterable[ModelRecord],
+        directory: Directory | None = None,
+    ) -> None:
         self._bus = bus
         self._worker = worker
         self._models = list(models)
+        self._directory = directory
+        self._written: dict[str, bytes] = {}
+        self._missed: set[str] = set()
+        self._writing = asyncio.Lock()  # an older state must not overtake a newer one
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Write the records and keep renewing the worker's."""
-        await self._write_models()
-        await self._renew()
+        await self._write()
         self._bus.on_reconnect(self._soon)
-        self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._keep(), name="registration")
+
+    async def update(
+        self, *, models: dict[str, list[str]], problems: dict[str, str], records: Iterable[ModelRecord]
+    ) -> None:
+        """Tell everybody at once that this worker serves other models now.
+
+        What the broker does not take is written when it is back.
+
+        Args:
+            models: the versions of each model, ascending.
+            problems: what could not be loaded, and why.
+            records: a record for each of the versions.
+        """
+        self._worker = msgspec.structs.replace(self._worker, models=models, problems=problems)
+        self._models = list(records)
+        if self._task is None:
+            return
+        try:
+            await self._write()
+        except QInferError as error:
+            logger.warning("the fleet will hear later of changed models: %s", error)
+            self._soon()
 
     async def drain(self) -> None:
         """Tell everybody that this worker takes no more requests."""
         self._worker = msgspec.structs.replace(self._worker, draining=True)
-        await self._renew()
+        async with self._writing:
+            await self._renew()
 
     async def close(self) -> None:
         """Stop renewing and remove the worker's record. Idempotent."""
@@ -125,6 +172,7 @@ class Registration:
             await self._bus.delete(self._bus.names.workers_bucket, self._worker.id)
 
     def _soon(self) -> None:
+        self._written.clear()  # the broker may have come back without its storage
         self._wake.set()
 
     async def _keep(self) -> None:
@@ -132,24 +180,44 @@ class Registration:
             try:
                 await asyncio.wait_for(self._wake.wait(), HEARTBEAT)
             except TimeoutError:
-                reconnected = False
+                woken = False
             else:
-                reconnected = True
+                woken = True
             self._wake.clear()
             try:
-                if reconnected:
-                    await self._write_models()
-                await self._renew()
+                self._look_for_missing()
+                await self._write()
             except Exception as error:  # noqa: BLE001 (whatever fails now is tried again at the next beat)
                 logger.warning("could not renew this worker's registration: %s", error)
-                if reconnected:
+                if woken:
                     self._wake.set()
                     await asyncio.sleep(0.2)
 
-    async def _write_models(self) -> None:
-        bucket = self._bus.names.models_bucket
-        for model in self._models:
-            await self._bus.put(bucket, model_key(model.name, model.version), msgspec.msgpack.encode(model))
+    def _look_for_missing(self) -> None:
+        """Have records written again that have been missing for two beats, so not only on their way."""
+        if self._directory is None:
+            return
+        known = self._directory.models
+        missing = {
+            model_key(model.name, model.version)
+            for model in self._models
+            if model.version not in known.get(model.name, ())
+        }
+        for key in missing & self._missed:
+            self._written.pop(key, None)
+        self._missed = missing
+
+    async def _write(self) -> None:
+        """Write what is not written yet of the models' records, then the worker's."""
+        async with self._writing:
+            written = {}
+            for model in self._models:
+                key, value = model_key(model.name, model.version), msgspec.msgpack.encode(model)
+                if self._written.get(key) != value:
+                    await self._bus.put(self._bus.names.models_bucket, key, value)
+                written[key] = value
+            self._written = written
+            await self._renew()
 
     async def _renew(self) -> None:
         await self._bus.put(
@@ -210,6 +278,14 @@ class Directory:
     def serving(self, model: str) -> set[str]:
         """Versions of a model that a live worker serves."""
         return self._serving.get(model, set())
+
+    def served_by_others(self, model: str, version: str, worker: str) -> bool:
+        """Whether a live worker other than `worker` serves a version."""
+        return any(
+            version in record.models.get(model, ())
+            for record, _ in self._workers.values()
+            if record.id != worker and not record.draining
+        )
 
     def record(self, model: str, version: str = "") -> ModelRecord | None:
         """A version's record; without a version the newest served, or the newest known if none is served."""
