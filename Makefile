@@ -20,7 +20,7 @@ demo_ready := $(VENV)/.demo-$(subst $(space),-,$(extras))
 dev_ready := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench clean distclean
+.PHONY: help demo serve test lint fuzz bench clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(dev_ready) ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+fuzz: $(dev_ready) ## look for bytes on the bus that do harm, for ten minutes (ARGS=-max_total_time=SECONDS)
+	$(BIN)/python -m tests.fuzz.frames -max_total_time=600 $(ARGS)
 
 bench: $(dev_ready) ## measure qinfer beside its peers (ARGS for python -m loadtest)
 	$(BIN)/python -m loadtest $(ARGS)
