@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class HeldFrame:
 class Member:
     """One request of a batch (implements `backends.base.Member`)."""
 
-    __slots__ = ("_inputs", "deadline", "frame", "plan", "request", "response", "rows")
+    __slots__ = ("_inputs", "cancelled", "deadline", "frame", "plan", "request", "response", "rows")
 
     def __init__(self, request: Request, frame: HeldFrame, plan: Plan, rows: int, deadline: float) -> None:
         self.request = request
@@ -50,6 +51,7 @@ class Member:
         self.plan = plan
         self.rows = rows
         self.deadline = deadline  # of the event loop's clock
+        self.cancelled = False  # nobody waits for the answer
         self.response: Response | None = None
         self._inputs: dict[str, Array] | None = None
 
@@ -84,7 +86,8 @@ class Member:
         return self.request.deadline_us
 
     def is_cancelled(self) -> bool:
-        return False
+        # Also asked from an instance's thread, in the middle of a run.
+        return self.cancelled or monotonic() > self.deadline
 
 
 class Batch:
@@ -121,6 +124,10 @@ class Batch:
                 raw = b"".join([member.request.inputs[index].data for member in self.members])
                 stacked[name] = np.frombuffer(raw, DATATYPES[datatype].dtype).reshape(self.rows, *dims)
         return stacked
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for any member's answer any more."""
+        return all(member.is_cancelled() for member in self.members)
 
     @cached_property
     def outputs(self) -> Sequence[str]:

@@ -78,6 +78,8 @@ class Batcher:
         self._watch_handle: asyncio.TimerHandle | None = None
         self._batch_seconds = 0.0
         self._draining = False
+        self._held = False
+        self._finished = asyncio.Event()
         self.waiting = 0
         """Requests that wait for a batch."""
 
@@ -106,6 +108,49 @@ class Batcher:
         seconds = (completion.ended_ns - completion.started_ns) / 1e9
         learned = self._batch_seconds
         self._batch_seconds = learned + _LEARNING_RATE * (seconds - learned) if learned else seconds
+        if self._held:
+            self._finished.set()
+        else:
+            self.schedule()
+
+    def drop(self, gone: Callable[[Member], bool]) -> list[Member]:
+        """Take out the waiting requests that are `gone`."""
+        dropped: list[Member] = []
+        for plan, window in list(self._windows.items()):
+            leaving = [member for member in window.members if gone(member)]
+            if not leaving:
+                continue
+            dropped += leaving
+            window.members = deque([member for member in window.members if not gone(member)])
+            if window.members:
+                window.rows = sum([member.rows for member in window.members])
+                window.deadline = min([member.deadline for member in window.members])
+                window.opened = window.members[0].frame.arrived
+            else:
+                del self._windows[plan]
+        self.waiting -= len(dropped)
+        return dropped
+
+    async def hold(self, timeout: float) -> None:
+        """Submit no further batches until `release`; returns when all instances are idle.
+
+        After `timeout` seconds one has to do: an instance that hangs must not stop the others for ever.
+        """
+        self._held = True
+        give_up = self._loop.time() + timeout
+        while not all(instance.idle for instance in self._instances):
+            self._finished.clear()
+            try:
+                async with asyncio.timeout_at(give_up):
+                    await self._finished.wait()
+            except TimeoutError:
+                if any(instance.idle for instance in self._instances):
+                    return
+                give_up = self._loop.time() + timeout
+
+    def release(self) -> None:
+        """Go on after `hold`."""
+        self._held = False
         self.schedule()
 
     def drain(self) -> None:
@@ -125,6 +170,8 @@ class Batcher:
     def _pump(self) -> None:
         """Submit what is due to the idle instances, or wake up again when something will be."""
         self._pump_handle = None
+        if self._held:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -156,23 +203,11 @@ class Batcher:
     def _drop_expired(self) -> None:
         self._watched, self._watch_handle = float("inf"), None
         now = self._loop.time()
-        late: list[Member] = []
-        for plan, window in list(self._windows.items()):
-            if window.deadline > now:
-                continue
-            late += [member for member in window.members if member.deadline <= now]
-            window.members = deque([member for member in window.members if member.deadline > now])
-            if window.members:
-                window.rows = sum([member.rows for member in window.members])
-                window.deadline = min([member.deadline for member in window.members])
-                window.opened = window.members[0].frame.arrived
-            else:
-                del self._windows[plan]
+        late = self.drop(lambda member: member.deadline <= now)
         earliest = min([window.deadline for window in self._windows.values()], default=float("inf"))
         if earliest < self._watched:
             self._watch(earliest)
         if late:
-            self.waiting -= len(late)
             self._expired(late)
 
     def _close_reason(self, window: _Window, now: float) -> tuple[CloseReason | None, float]:

@@ -14,7 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from qinfer.datatypes import Array, encode_bytes, to_raw
-from qinfer.errors import ModelFailed, QInferError
+from qinfer.errors import Cancelled, ModelFailed, QInferError
 from qinfer.message import Response, Tensor, WireError
 from qinfer.repository import ModelConfig
 from qinfer_workers.backends.base import Instance, Outputs, OutputsWithParameters
@@ -72,6 +72,11 @@ class Executor:
         timing.output_ns += perf_counter_ns() - done
 
     def _failed(self, batch: Batch, error: BaseException, timing: Timing) -> None:
+        if batch.is_cancelled():  # a model that stops because nobody waits any more raises, mostly
+            gone = Cancelled(f"model {self._name!r}: stopped, nobody waits for the answer any more")
+            for member in batch.members:
+                member.response = _failure(member, gone)
+            return
         if len(batch.members) > 1:
             for half in batch.halves():
                 self._run(half, timing)

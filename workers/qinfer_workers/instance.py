@@ -42,6 +42,8 @@ class InstanceThread:
     ) -> None:
         self.name = name
         self.idle = False
+        self.batch: Batch | None = None
+        """The batch it runs, if any."""
         self._load = load
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
@@ -59,6 +61,7 @@ class InstanceThread:
     def submit(self, batch: Batch) -> None:
         """Execute a batch. Only to be called while `idle`."""
         self.idle = False
+        self.batch = batch
         self._queue.put(batch)
 
     async def close(self, timeout: float) -> None:
@@ -100,6 +103,7 @@ class InstanceThread:
 
     def _done(self, completion: Completion) -> None:
         self.idle = True
+        self.batch = None
         self._on_done(completion)
 
     def _tell(self, function: Callable[..., object], *args: object) -> None:

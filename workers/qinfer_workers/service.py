@@ -14,44 +14,38 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
 
-import msgspec
-
-from qinfer.bus import Bus, Consumer, Delivery, QueueSpec
-from qinfer.errors import (
-    BusUnavailable,
-    DeadlineExceeded,
-    ModelFailed,
-    ModelNotFound,
-    PayloadTooLarge,
-    QInferError,
-)
+from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
+from qinfer.errors import BusUnavailable, Cancelled, DeadlineExceeded, ModelNotFound, QInferError
 from qinfer.message import (
-    PROTOCOL_VERSION,
     BatchInfo,
     Request,
     RequestFrame,
     Response,
-    ResponseFrame,
     WireError,
+    decode_cancel_frame,
     decode_request_frame,
-    encode,
     reply_address,
 )
 from qinfer.naming import check_reply
 from qinfer.repository import ModelConfig
 from qinfer.signature import Signature
-from qinfer_workers.batch import HeldFrame, Member
+from qinfer_workers.batch import Batch, HeldFrame, Member
 from qinfer_workers.batcher import Batcher
+from qinfer_workers.cancellation import Cancellations
 from qinfer_workers.clock import CALIBRATION, BrokerClock
 from qinfer_workers.credit import Credit
 from qinfer_workers.execution import failure
+from qinfer_workers.held import HeldFrames
 from qinfer_workers.instance import Completion, InstanceThread
+from qinfer_workers.isolation import Case, Isolation
 from qinfer_workers.record import BatchRecorder
+from qinfer_workers.replies import NO_BATCH, Replies
 from qinfer_workers.senders import Senders
 
 logger = logging.getLogger(__name__)
 
-_NO_BATCH = BatchInfo()
+_HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
+_AVERAGE = 0.1  # weight of the latest frame in the average size of frames
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,27 +61,47 @@ class ServedVersion:
 
 
 class ModelService:
-    """Serves the loaded versions of one model."""
+    """Serves the loaded versions of one model.
 
-    def __init__(self, bus: Bus, worker: str, model: str, versions: Sequence[ServedVersion]) -> None:
+    Args:
+        bus: a started bus.
+        worker: this worker's id.
+        model: its name.
+        versions: what is loaded.
+        max_deliver: deliveries after which a request that kills its workers is given up.
+        turn: held while redelivered requests run; shared by all models of a worker.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        worker: str,
+        model: str,
+        versions: Sequence[ServedVersion],
+        *,
+        max_deliver: int = 3,
+        turn: asyncio.Lock | None = None,
+    ) -> None:
         self.model = model
         self.versions = {served.version: served for served in versions}
         self._latest = max(versions, key=lambda served: int(served.version))
         self._bus = bus
-        self._worker = worker
         self._loop = asyncio.get_running_loop()
         self._clock = BrokerClock()
         self._senders = Senders()
+        self._replies = Replies(bus, worker, model, senders=self._senders, backlog=self._backlog)
+        self._cancellations = Cancellations()
+        self._cancel_watch: Watcher | None = None
+        self._pending: dict[str, int] = {}  # frames queued behind the latest delivery, by wanted version
+        self._frame_size = 1.0  # requests, on average
+        self._isolated: dict[Batch, asyncio.Event] = {}
         self._credit = Credit(
             max_batch_size=max(served.config.max_batch_size for served in versions),
             instances=sum(len(served.instances) for served in versions),
         )
         self._consumers: list[Consumer] = []
-        self._held: set[HeldFrame] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._held = HeldFrames()
         self._tasks: list[asyncio.Task[None]] = []
-        self._ack_wait = 0.0
         for served in versions:
             served.batcher = Batcher(
                 served.config,
@@ -96,20 +110,35 @@ class ModelService:
                 expired=partial(self._expire, served),
             )
             served.recorder.stats.pending = partial(getattr, served.batcher, "waiting")
+        self._isolation = Isolation(
+            bus,
+            worker=worker,
+            model=model,
+            max_deliver=max_deliver,
+            batch_rows=max(served.config.max_batch_size for served in versions),
+            turn=turn or asyncio.Lock(),
+            run=self._run_alone,
+            give_up=self._give_up,
+            wanted=self._is_wanted,
+            give_back=self._give_back,
+        )
 
     async def start(self, spec: QueueSpec) -> None:
         """Make sure of the queue and begin to pull."""
-        self._ack_wait = spec.ack_wait
         await self._bus.declare(self.model, spec)
+        self._cancel_watch = await self._bus.on_cancel(self.model, self._cancel)
         for version in ("", *self.versions):
             consumer = await self._bus.consume(self.model, version, self._deliver)
             self._consumers.append(consumer)
             self._credit.attach(consumer)
         await self._calibrate()  # before the first frame: there may be a backlog
         self._tasks = [
-            asyncio.create_task(self._keep_alive(), name=f"keep-alive {self.model}"),
+            asyncio.create_task(
+                self._held.keep_alive(spec.ack_wait, self._loop.time), name=f"keep-alive {self.model}"
+            ),
             asyncio.create_task(self._follow_clock(), name=f"clock {self.model}"),
         ]
+        self._isolation.start()
         self._credit.top_up()
 
     async def drain(self, timeout: float) -> None:
@@ -119,19 +148,17 @@ class ModelService:
             await consumer.close()
         for served in self.versions.values():
             _batcher(served).drain()
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
-        except TimeoutError:
+        if not await self._held.idle(timeout):
             logger.warning("model %s: %d frames given back to the queue", self.model, len(self._held))
+        await self._isolation.close()
         for served in self.versions.values():
             _batcher(served).close()
-        for frame in self._held:
-            frame.delivery.nak()
-        self._held.clear()
-        self._idle.set()
+        self._held.give_back()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._cancel_watch is not None:
+            await self._cancel_watch.close()
 
     # From the queue
 
@@ -150,10 +177,17 @@ class ModelService:
             delivery.ack()
             return
         self._held.add(held)
-        self._idle.clear()
-        self._senders.arrived(frame.reply_to, len(frame.requests), frame.in_flight, now)
+        count = len(frame.requests)
+        self._senders.arrived(frame.reply_to, count, frame.in_flight, now)
+        self._pending[frame.model_version] = delivery.pending
+        self._frame_size += _AVERAGE * (count - self._frame_size)
         self._admit(frame, held, now)
         self._credit.top_up()
+
+    def _backlog(self) -> int:
+        """Requests known to wait, here and at the broker."""
+        waiting = sum([_batcher(served).waiting for served in self.versions.values()])
+        return waiting + int(sum(self._pending.values()) * self._frame_size)
 
     def _admit(self, frame: RequestFrame, held: HeldFrame, now: float) -> None:
         """Hand each request of a frame to its batcher, or answer it with what is wrong with it."""
@@ -162,7 +196,8 @@ class ModelService:
         held.age_ns = age * 1000
         rows = 0
         refused: list[tuple[Request, QInferError]] = []
-        for request in frame.requests:
+        members: dict[int, Member] = {}
+        for place, request in enumerate(frame.requests):
             try:
                 if served is None:
                     raise ModelNotFound(f"model {self.model!r} has no version {frame.model_version!r} here")
@@ -174,8 +209,17 @@ class ModelService:
             if request.deadline_us:
                 deadline = now + (request.deadline_us - frame.sent_us - age) / 1e6
             rows += request_rows
-            _batcher(served).add(Member(request, held, plan, request_rows, deadline))
+            members[place] = Member(request, held, plan, request_rows, deadline)
         self._credit.took(rows)
+        if self._cancellations:
+            self._drop_cancelled(frame, served, members)
+        if served is not None and members:
+            if held.delivery.attempt > 1:
+                self._isolation.add(Case(held, served, frame.model_version, members))
+            else:
+                add = _batcher(served).add
+                for member in members.values():
+                    add(member)
         if refused:
             self._refuse(held, refused, served)
 
@@ -186,8 +230,7 @@ class ModelService:
         )
         address = reply_address(delivery.payload)
         if address:
-            frame = ResponseFrame(PROTOCOL_VERSION, self._worker, "", _NO_BATCH, [], WireError.of(error))
-            self._publish(address, frame)
+            self._replies.refuse_frame(address, error)
         delivery.term()
         self._credit.top_up()
 
@@ -201,7 +244,7 @@ class ModelService:
             if served is not None:
                 served.recorder.refused(error, request, held)
         version = served.version if served is not None else ""
-        held.unsent = not self._answer(held.reply_to, version, _NO_BATCH, responses)
+        held.unsent = not self._replies.answer(held.reply_to, version, NO_BATCH, responses)
         for _ in responses:
             self._close_requests(held)
 
@@ -209,11 +252,97 @@ class ModelService:
         """Answer requests whose deadline passed before they reached the model."""
         error = DeadlineExceeded(f"deadline passed in the queue of model {self.model!r}")
         for member in members:
-            served.recorder.refused(error, member.request, member.frame)
-            self._credit.freed(member.rows)
-            self._answer(member.frame.reply_to, served.version, _NO_BATCH, [failure(member, error)])
-            self._close_requests(member.frame)
+            self._give_up(served, member, error)
         self._credit.top_up()
+
+    def _give_up(self, served: ServedVersion, member: Member, error: QInferError) -> None:
+        """Answer a request that will not run."""
+        served.recorder.refused(error, member.request, member.frame)
+        self._credit.freed(member.rows)
+        sent = self._replies.answer(member.frame.reply_to, served.version, NO_BATCH, [failure(member, error)])
+        member.frame.unsent = member.frame.unsent or not sent
+        self._close_requests(member.frame)
+
+    # Redelivered requests (see `isolation`)
+
+    async def _run_alone(self, served: ServedVersion, members: Sequence[Member]) -> None:
+        batchers = [_batcher(version) for version in self.versions.values()]
+        try:
+            for batcher in batchers:
+                await batcher.hold(_HOLD_TIMEOUT)
+            batch = Batch(members, "isolated", batched=served.config.max_batch_size > 0)
+            done = self._isolated[batch] = asyncio.Event()
+            next(instance for instance in served.instances if instance.idle).submit(batch)
+            await done.wait()
+        finally:
+            for batcher in batchers:
+                batcher.release()
+
+    def _is_wanted(self, served: ServedVersion, member: Member) -> bool:
+        if member.cancelled:
+            self._drop(served, member)
+        elif member.deadline <= self._loop.time():
+            self._expire(served, [member])
+        else:
+            return True
+        return False
+
+    def _give_back(self, held: HeldFrame, pause: float, members: Iterable[Member]) -> None:
+        """Return a frame to the queue; `members` were not answered."""
+        for member in members:
+            self._credit.freed(member.rows)
+            self._senders.answered(held.reply_to, 1)
+        if held in self._held:
+            self._held.release(held)
+            held.delivery.nak(pause)
+        self._credit.top_up()
+
+    # Cancelled requests (see `cancellation`)
+
+    def _cancel(self, notice: bytes) -> None:
+        """Nobody waits for these requests: those held here are dropped, the others remembered."""
+        try:
+            frame = decode_cancel_frame(notice)
+        except QInferError as error:
+            logger.warning("model %s: a cancellation cannot be read: %s", self.model, error)
+            return
+        sender, numbers = frame.reply_to, set(frame.ids)
+
+        def gone(member: Member) -> bool:
+            return member.frame.reply_to == sender and member.request.id in numbers
+
+        found: list[Member] = []
+        for served in self.versions.values():
+            waiting = _batcher(served).drop(gone)
+            for member in waiting:
+                self._drop(served, member)
+            found += waiting
+            for instance in served.instances:
+                if instance.batch is not None:
+                    found += [member for member in instance.batch.members if gone(member)]
+        found += [member for member in self._isolation.members() if gone(member)]
+        for member in found:
+            member.cancelled = True
+        unseen = numbers - {member.request.id for member in found}
+        self._cancellations.remember(sender, unseen, self._loop.time())
+        self._credit.top_up()
+
+    def _drop_cancelled(
+        self, frame: RequestFrame, served: ServedVersion | None, members: dict[int, Member]
+    ) -> None:
+        """Leave out what was cancelled before it came."""
+        for place, member in list(members.items()):
+            if served is not None and self._cancellations.take(frame.reply_to, member.request.id):
+                del members[place]
+                self._drop(served, member)
+
+    def _drop(self, served: ServedVersion, member: Member) -> None:
+        """End a request that nobody waits for."""
+        member.cancelled = True
+        served.recorder.refused(Cancelled("the caller has gone"), member.request, member.frame)
+        self._credit.freed(member.rows)
+        self._senders.answered(member.frame.reply_to, 1)
+        self._close_requests(member.frame)
 
     # Back to the senders
 
@@ -229,11 +358,14 @@ class ModelService:
             if response is None:  # an executor sets every response
                 raise AssertionError(f"request {member.request.id} was not answered")
             response.queue_us = (completion.started_ns - member.frame.received_ns) // 1000
-            by_sender.setdefault(member.frame.reply_to, []).append(response)
+            if not member.cancelled:
+                by_sender.setdefault(member.frame.reply_to, []).append(response)
+            else:
+                self._senders.answered(member.frame.reply_to, 1)
         unsent = {
             reply_to
             for reply_to, responses in by_sender.items()
-            if not self._answer(reply_to, served.version, info, responses)
+            if not self._replies.answer(reply_to, served.version, info, responses)
         }
         self._credit.top_up()  # before the acks, which carry the pull
         for member in batch.members:
@@ -241,71 +373,19 @@ class ModelService:
             frame.unsent = frame.unsent or frame.reply_to in unsent
             self._close_requests(frame)
         served.recorder.executed(completion)
-
-    def _answer(self, reply_to: str, version: str, info: BatchInfo, responses: list[Response]) -> bool:
-        self._senders.answered(reply_to, len(responses))
-        return self._publish(
-            reply_to, ResponseFrame(PROTOCOL_VERSION, self._worker, version, info, responses)
-        )
-
-    def _publish(self, reply_to: str, frame: ResponseFrame) -> bool:
-        """Publish a frame of responses, in parts where it is above the broker's limit.
-
-        Returns False when the broker could not be reached: the requests must be run again.
-        """
-        try:
-            data = encode(frame)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            unsendable = ModelFailed(f"model {self.model!r}: its answer has no wire form: {error}")
-            return self._publish_parts(reply_to, frame, unsendable)
-        try:
-            self._bus.reply(reply_to, data)
-        except PayloadTooLarge as error:
-            return self._publish_parts(reply_to, frame, error)
-        except BusUnavailable as error:
-            logger.warning("model %s: %d answers not sent: %s", self.model, len(frame.responses), error)
-            return False
-        except QInferError as error:
-            logger.warning("model %s: cannot answer %r: %s", self.model, reply_to[:80], error)
-        return True
-
-    def _publish_parts(self, reply_to: str, frame: ResponseFrame, error: QInferError) -> bool:
-        """Publish halves of a frame that cannot be sent, down to the response that is the reason."""
-        responses = frame.responses
-        if len(responses) > 1:
-            middle = len(responses) // 2
-            parts = [responses[:middle], responses[middle:]]
-        elif responses and responses[0].error is None:
-            parts = [[Response(responses[0].id, responses[0].attempt, WireError.of(error))]]
-        else:
-            logger.warning("model %s: an error cannot be sent: %s", self.model, error)
-            return True
-        sent = [self._publish(reply_to, msgspec.structs.replace(frame, responses=part)) for part in parts]
-        return all(sent)
+        if batch.reason == "isolated":
+            self._isolated.pop(batch).set()
 
     def _close_requests(self, frame: HeldFrame) -> None:
         """One more of a frame's requests is answered; the last one acks the frame."""
         frame.open -= 1
         if frame.open or frame not in self._held:
             return
-        self._held.remove(frame)
+        self._held.release(frame)
         if frame.unsent:
             frame.delivery.nak()
         else:
             frame.delivery.ack()
-        if not self._held:
-            self._idle.set()
-
-    async def _keep_alive(self) -> None:
-        """Tell the broker, well within the ack wait, that what is held is being worked on."""
-        period = self._ack_wait / 3
-        while True:
-            await asyncio.sleep(period / 2)
-            now = self._loop.time()
-            for frame in self._held:
-                if now - frame.sign_of_life >= period:
-                    frame.sign_of_life = now
-                    frame.delivery.in_progress()
 
     async def _follow_clock(self) -> None:
         while True:

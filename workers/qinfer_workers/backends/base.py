@@ -92,7 +92,10 @@ class Member(Protocol):
         """Absolute deadline, Unix microseconds of this host's clock; 0 for none."""
 
     def is_cancelled(self) -> bool:
-        """Whether the caller has gone."""
+        """Whether nobody waits for the answer any more: the caller has gone, or the deadline passed.
+
+        May become true while the batch runs: a long computation asks now and then.
+        """
 
 
 class Batch(Protocol):
@@ -115,6 +118,9 @@ class Batch(Protocol):
     @property
     def outputs(self) -> Sequence[str]:
         """Names of the outputs that at least one member wants; empty for all."""
+
+    def is_cancelled(self) -> bool:
+        """Whether this is so for every member: nothing of the batch is wanted any more."""
 
 
 class Instance(Protocol):

@@ -169,3 +169,6 @@ class _ReshapedBatch:
     @property
     def outputs(self) -> Sequence[str]:
         return self._batch.outputs
+
+    def is_cancelled(self) -> bool:
+        return self._batch.is_cancelled()

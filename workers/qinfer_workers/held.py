@@ -1,0 +1,60 @@
+"""The frames a worker has taken and not ended yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from qinfer_workers.batch import HeldFrame
+
+
+class HeldFrames:
+    """Keeps the broker told, well within the ack wait, that held frames are being worked on."""
+
+    def __init__(self) -> None:
+        self._frames: set[HeldFrame] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __contains__(self, frame: HeldFrame) -> bool:
+        return frame in self._frames
+
+    def add(self, frame: HeldFrame) -> None:
+        """A frame was taken."""
+        self._frames.add(frame)
+        self._idle.clear()
+
+    def release(self, frame: HeldFrame) -> None:
+        """A frame is about to be ended."""
+        self._frames.remove(frame)
+        if not self._frames:
+            self._idle.set()
+
+    async def idle(self, timeout: float) -> bool:
+        """Wait until nothing is held; False when that takes more than `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def give_back(self) -> None:
+        """Return all that is held to the queue."""
+        for frame in self._frames:
+            frame.delivery.nak()
+        self._frames.clear()
+        self._idle.set()
+
+    async def keep_alive(self, ack_wait: float, clock: Callable[[], float]) -> None:
+        """Give signs of life until cancelled; `clock` is the one of `HeldFrame.arrived`."""
+        period = ack_wait / 3
+        while True:
+            await asyncio.sleep(period / 2)
+            now = clock()
+            for frame in self._frames:
+                if now - frame.sign_of_life >= period:
+                    frame.sign_of_life = now
+                    frame.delivery.in_progress()

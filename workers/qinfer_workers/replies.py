@@ -1,0 +1,87 @@
+"""From responses to frames on the senders' inboxes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from qinfer.bus import Bus
+from qinfer.errors import BusUnavailable, ModelFailed, PayloadTooLarge, QInferError
+from qinfer.message import PROTOCOL_VERSION, BatchInfo, Response, ResponseFrame, WireError, encode
+from qinfer_workers.senders import Senders
+
+logger = logging.getLogger(__name__)
+
+NO_BATCH = BatchInfo()
+"""Of responses that were in no batch."""
+
+
+class Replies:
+    """Publishes the responses of one model.
+
+    Args:
+        bus: a started bus.
+        worker: this worker's id.
+        model: name of the model.
+        senders: told how many of a sender's requests were answered.
+        backlog: requests known to wait; every frame tells it.
+    """
+
+    def __init__(
+        self, bus: Bus, worker: str, model: str, *, senders: Senders, backlog: Callable[[], int]
+    ) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._model = model
+        self._senders = senders
+        self._backlog = backlog
+
+    def answer(self, reply_to: str, version: str, info: BatchInfo, responses: list[Response]) -> bool:
+        """Publish responses to one sender.
+
+        Returns:
+            False when the broker could not be reached: the requests must be run again.
+        """
+        self._senders.answered(reply_to, len(responses))
+        backlog = self._backlog()
+        frame = ResponseFrame(PROTOCOL_VERSION, self._worker, version, info, responses, backlog=backlog)
+        return self._publish(reply_to, frame)
+
+    def refuse_frame(self, reply_to: str, error: QInferError) -> None:
+        """Tell a sender that its frame cannot be read."""
+        frame = ResponseFrame(PROTOCOL_VERSION, self._worker, "", NO_BATCH, [], WireError.of(error))
+        self._publish(reply_to, frame)
+
+    def _publish(self, reply_to: str, frame: ResponseFrame) -> bool:
+        """Publish a frame of responses, in parts where it is above the broker's limit."""
+        try:
+            data = encode(frame)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            unsendable = ModelFailed(f"model {self._model!r}: its answer has no wire form: {error}")
+            return self._publish_parts(reply_to, frame, unsendable)
+        try:
+            self._bus.reply(reply_to, data)
+        except PayloadTooLarge as error:
+            return self._publish_parts(reply_to, frame, error)
+        except BusUnavailable as error:
+            logger.warning("model %s: %d answers not sent: %s", self._model, len(frame.responses), error)
+            return False
+        except QInferError as error:
+            logger.warning("model %s: cannot answer %r: %s", self._model, reply_to[:80], error)
+        return True
+
+    def _publish_parts(self, reply_to: str, frame: ResponseFrame, error: QInferError) -> bool:
+        """Publish halves of a frame that cannot be sent, down to the response that is the reason."""
+        responses = frame.responses
+        if len(responses) > 1:
+            middle = len(responses) // 2
+            parts = [responses[:middle], responses[middle:]]
+        elif responses and responses[0].error is None:
+            parts = [[Response(responses[0].id, responses[0].attempt, WireError.of(error))]]
+        else:
+            logger.warning("model %s: an error cannot be sent: %s", self._model, error)
+            return True
+        sent = [self._publish(reply_to, msgspec.structs.replace(frame, responses=part)) for part in parts]
+        return all(sent)
