@@ -19,6 +19,7 @@ class WorkerOptions:
         metrics_host, metrics_port: address of `/metrics`; port -1 for none.
         drain_timeout: how long batches in hand may take to finish at shutdown.
         ack_wait: after how long without a sign of life the broker gives a request to another worker.
+        max_deliver: deliveries after which a request that kills its workers is given up.
         storage: where the broker keeps queued requests.
         replicas: copies of the queue a NATS cluster keeps.
         max_queue_messages, max_queue_bytes: what the broker queues for a model before it refuses more; it
@@ -33,6 +34,7 @@ class WorkerOptions:
     metrics_port: int = -1
     drain_timeout: float = 30.0
     ack_wait: float = 5.0
+    max_deliver: int = 3
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
     max_queue_messages: int = 65536

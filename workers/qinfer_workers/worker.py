@@ -21,6 +21,7 @@ from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.instance import Completion
 from qinfer_workers.loading import close, load_version, record_of
 from qinfer_workers.options import WorkerOptions
+from qinfer_workers.queueing import max_deliver, queue_spec
 from qinfer_workers.service import ModelService, ServedVersion
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Worker:
         self.id = f"{socket.gethostname().split('.')[0]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.services: dict[str, ModelService] = {}
         self.problems: dict[str, str] = {}
+        self._queues: dict[str, QueueSpec] = {}
+        self._turn = asyncio.Lock()  # of redelivered requests: see `isolation`
         self._options = options
         self._bus = bus
         self._registration: Registration | None = None
@@ -43,17 +46,9 @@ class Worker:
         """Load everything, then pull and register. A model that cannot be loaded is a problem, not a stop."""
         for entry in await asyncio.to_thread(self._entries):
             await self._load(entry)
-        options = self._options
-        spec = QueueSpec(
-            ack_wait=options.ack_wait,
-            max_messages=options.max_queue_messages,
-            max_bytes=options.max_queue_bytes,
-            storage=options.storage,
-            replicas=options.replicas,
-        )
         await self._bus.answer(STATISTICS, self._statistics)
         for service in self.services.values():
-            await service.start(spec)
+            await service.start(self._queues[service.model])
         self._registration = Registration(self._bus, self._record(), self._model_records())
         await self._registration.start()
         logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.services)) or "no model")
@@ -94,6 +89,12 @@ class Worker:
         ignored = without_effect(ModelConfig.FromString(entry.config.proto))
         if ignored:
             logger.warning("model %s: without effect yet: %s", name, ", ".join(ignored))
+        try:
+            self._queues[name] = queue_spec(entry.config, self._options)
+            deliveries = max_deliver(entry.config, self._options)
+        except QInferError as error:
+            self._problem(name, error)
+            return
         versions: list[ServedVersion] = []
         for version in entry.versions:
             logger.info("loading model %s version %s", name, version)
@@ -110,7 +111,9 @@ class Worker:
             except QInferError as error:
                 self._problem(name, error)
         if versions:
-            self.services[name] = ModelService(self._bus, self.id, name, versions)
+            self.services[name] = ModelService(
+                self._bus, self.id, name, versions, max_deliver=deliveries, turn=self._turn
+            )
 
     def _problem(self, model: str, error: QInferError) -> None:
         logger.error("model %s is not served: %s", model, error)

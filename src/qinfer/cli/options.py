@@ -167,6 +167,13 @@ worker_options = _stack(
         help="Seconds without a sign of life after which a worker's requests go to another.",
     ),
     click.option(
+        "--max-deliver",
+        type=click.IntRange(1),
+        default=3,
+        show_default=True,
+        help="Deliveries after which a request that kills its workers is given up: see qinfer dlq.",
+    ),
+    click.option(
         "--storage",
         type=click.Choice(["memory", "file"]),
         default="file",

@@ -73,6 +73,7 @@ _TRITON_FAILURES: Mapping[str, str] = {
     "shutting_down": "REJECTED",
     "cancelled": "CANCELED",
     "model_failed": "BACKEND",
+    "poisoned": "BACKEND",
 }
 _OTHER_FAILURE = "OTHER"
 

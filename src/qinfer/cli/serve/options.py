@@ -27,7 +27,7 @@ class ServeOptions:
         replicas: copies of the queues a NATS cluster keeps.
         max_payload: largest message of the embedded broker.
         max_body_bytes, request_timeout, max_in_flight, log_requests: as for the gateway.
-        ack_wait, max_queue_messages, max_queue_bytes: as for the worker.
+        ack_wait, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         drain_timeout: how long each role may take to finish its work at shutdown.
         startup_timeout: how long until the models must be ready.
         insecure: allow an address that other hosts can reach.
@@ -52,6 +52,7 @@ class ServeOptions:
     request_timeout: float = 30.0
     max_in_flight: int = 4096
     ack_wait: float = 5.0
+    max_deliver: int = 3
     max_queue_messages: int = 65536
     max_queue_bytes: int = 64 * 1024 * 1024
     drain_timeout: float = 30.0

@@ -41,6 +41,7 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
         *(f"--model={name}" for name in options.models),
         f"--metrics-port={metrics_port}",
         f"--ack-wait={options.ack_wait}",
+        f"--max-deliver={options.max_deliver}",
         f"--storage={options.storage}",
         f"--replicas={options.replicas}",
         f"--max-queue-messages={options.max_queue_messages}",
