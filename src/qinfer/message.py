@@ -9,6 +9,7 @@ ones, so fields are only ever appended.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from struct import Struct
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -21,6 +22,9 @@ CONTENT_TYPE = "application/vnd.qinfer.frame+msgpack; version=1"
 
 FINAL = 1
 """Bit of `Response.flags`: no further response follows for this request."""
+
+KEPT = 2
+"""Bit of `Response.flags`: the blob of its claim is kept for who asks again, and removed by nobody."""
 
 if TYPE_CHECKING:
     Buffer: TypeAlias = bytes | memoryview
@@ -73,6 +77,8 @@ class Request(msgspec.Struct, array_like=True, gc=False):
         tracestate: W3C trace state.
         claim: name of the blob that holds the inputs' data, whose `data` are empty then (see `encode_claim`).
         idempotency: name under which the answer is kept for who asks again; empty for none.
+        claim_bytes: size of that blob.
+        fingerprint: told back in the answer, so that who finds it kept knows which request it answers.
     """
 
     id: int
@@ -88,6 +94,8 @@ class Request(msgspec.Struct, array_like=True, gc=False):
     tracestate: str = ""
     claim: str = ""
     idempotency: str = ""
+    claim_bytes: int = 0
+    fingerprint: str = ""
 
 
 class RequestFrame(msgspec.Struct, array_like=True, gc=False):
@@ -149,10 +157,12 @@ class Response(msgspec.Struct, array_like=True, gc=False):
         error: why there are no outputs; None when there are.
         outputs: output tensors.
         parameters: values the model returned beside its tensors.
-        flags: bit 0 (`FINAL`) marks the last response to a request.
+        flags: bit 0 (`FINAL`) marks the last response to a request, bit 1 (`KEPT`) a blob not to be removed.
         queue_us: microseconds from the request's arrival at the worker to the start of its batch.
         claim: name of the blob that holds the outputs' data, whose `data` are empty then. Whoever has read it
-            removes it.
+            removes it, unless it is `KEPT`.
+        claim_bytes: size of that blob.
+        fingerprint: the request's.
     """
 
     id: int
@@ -163,6 +173,8 @@ class Response(msgspec.Struct, array_like=True, gc=False):
     flags: int = FINAL
     queue_us: int = 0
     claim: str = ""
+    claim_bytes: int = 0
+    fingerprint: str = ""
 
 
 class ResponseFrame(msgspec.Struct, array_like=True, gc=False):
@@ -208,6 +220,8 @@ class _Envelope(msgspec.Struct, array_like=True):
 
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding bytes from anywhere may raise: not MessagePack, not UTF-8, nested without end."""
+
+_HEADER = Struct(">BI")  # of MessagePack's array 32 and bin 32: which it is, and how many or how long
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(RequestFrame)
@@ -271,12 +285,19 @@ def decode_cancel_frame(data: bytes) -> CancelFrame:
     return frame
 
 
-def encode_claim(tensors: Sequence[Tensor]) -> bytes:
-    """The blob a claim stands for: a MessagePack array of the tensors' data, in their order."""
-    return _encoder.encode([tensor.data for tensor in tensors])
+def encode_claim(tensors: Sequence[Tensor]) -> list[bytes | memoryview]:
+    """The blob a claim stands for: a MessagePack array of the tensors' data, in their order.
+
+    Returns:
+        Parts to be joined; the tensors' data are among them as they are, not copied.
+    """
+    parts: list[bytes | memoryview] = [_HEADER.pack(0xDD, len(tensors))]
+    for tensor in tensors:
+        parts += (_HEADER.pack(0xC6, len(tensor.data)), tensor.data)
+    return parts
 
 
-def redeem_claim(tensors: Sequence[Tensor], blob: bytes) -> None:
+def redeem_claim(tensors: Sequence[Tensor], blob: bytes | bytearray | memoryview) -> None:
     """Give tensors the data that their claim stands for, as views into `blob`.
 
     Raises:

@@ -359,15 +359,17 @@ class BusContract:
 
     async def test_blobs_are_kept_until_they_are_removed(self, bus: Bus, other: Bus) -> None:
         data = bytes(range(256)) * 8192  # more than a message or a chunk
-        await bus.put_blob("in-1", data)
+        await bus.put_blob("in-1", b"", data[:5], memoryview(data)[5:700_000], bytearray(data[700_000:]))
         await bus.put_blob("in-2", b"")
-        assert await other.get_blob("in-1") == data
-        assert await other.get_blob("in-2") == b""
+        assert await other.get_blob("in-1", limit=len(data)) == data
+        assert await other.get_blob("in-2", limit=0) == b""
+        with pytest.raises(PayloadTooLarge, match=f"{len(data)} bytes"):
+            await other.get_blob("in-1", limit=len(data) - 1)
         await other.delete_blob("in-1")
         await other.delete_blob("in-1")
         for name in ("in-1", "never"):
             with pytest.raises(NotFound):
-                await bus.get_blob(name)
+                await bus.get_blob(name, limit=len(data))
 
     async def test_dead_letters_can_be_read_and_removed(self, bus: Bus, other: Bus) -> None:
         assert await bus.letters() == []

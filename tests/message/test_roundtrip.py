@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qinfer.datatypes import Array, encode_bytes
-from qinfer.errors import BY_REASON, InvalidRequest, ModelFailed
+from qinfer.errors import BY_REASON, InvalidRequest, MalformedMessage, ModelFailed
 from qinfer.message import (
     PROTOCOL_VERSION,
     Request,
@@ -18,6 +18,8 @@ from qinfer.message import (
     decode_request_frame,
     decode_response_frame,
     encode,
+    encode_claim,
+    redeem_claim,
     reply_address,
 )
 from tests.message import frames
@@ -55,6 +57,31 @@ def test_tensors_keep_every_bit(named: tuple[str, Array]) -> None:
     else:
         assert back.dtype == array.dtype
         assert back.tobytes() == array.tobytes()  # NaNs too
+
+
+@given(st.lists(frames.tensor(), max_size=4))
+def test_a_claim_stands_for_the_data_of_its_tensors(tensors: list[Tensor]) -> None:
+    blob = b"".join(encode_claim(tensors))
+    assert msgpack.unpackb(blob) == [bytes(tensor.data) for tensor in tensors]
+    emptied = [Tensor(tensor.name, tensor.datatype, tensor.shape, b"") for tensor in tensors]
+    redeem_claim(emptied, bytearray(blob))
+    assert [bytes(tensor.data) for tensor in emptied] == [bytes(tensor.data) for tensor in tensors]
+
+
+def test_a_claim_is_redeemed_without_copying() -> None:
+    tensor = Tensor.from_numpy("x", np.zeros(4, np.uint8))
+    blob = bytearray(b"".join(encode_claim([tensor])))
+    redeem_claim([tensor], blob)
+    blob[-1] = 9
+    assert tensor.numpy().tolist() == [0, 0, 0, 9]
+
+
+@pytest.mark.parametrize(
+    "blob", [b"", b"\xc1", b"\x91\xa1x", b"\x90", b"\x92\xc4\x00\xc4\x00", b"\x91\xc4\x05ab"]
+)
+def test_what_is_no_claim_is_refused(blob: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        redeem_claim([Tensor("x", "UINT8", [1], b"")], blob)
 
 
 def _frame_with(data: bytes, name: str) -> bytes:

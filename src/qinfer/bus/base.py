@@ -18,6 +18,7 @@ ReplyHandler: TypeAlias = "Callable[[bytes], None]"
 RefusedHandler: TypeAlias = "Callable[[QInferError], None]"
 AnswerHandler: TypeAlias = "Callable[[bytes], Awaitable[bytes]]"
 WatchHandler: TypeAlias = "Callable[[str, bytes | None], None]"
+Data: TypeAlias = "bytes | bytearray | memoryview"
 
 
 BLOB_LIFETIME = 3600.0
@@ -263,8 +264,13 @@ class Bus(ABC):
     # Blobs: what is too large for a message
 
     @abstractmethod
-    async def put_blob(self, name: str, data: bytes) -> None:
+    async def put_blob(self, name: str, *parts: Data) -> None:
         """Store data under a name of letters, digits and '-'. It is forgotten after `BLOB_LIFETIME`.
+
+        Not to be cancelled: what was sent until then would lie at the broker without a name.
+
+        Args:
+            parts: joined they are the data; they are not copied as a whole, and must not change meanwhile.
 
         Raises:
             BusUnavailable: the broker does not take it.
@@ -272,11 +278,12 @@ class Bus(ABC):
         """
 
     @abstractmethod
-    async def get_blob(self, name: str) -> bytes:
+    async def get_blob(self, name: str, *, limit: int) -> Data:
         """Stored data.
 
         Raises:
             NotFound: there is none of that name (any more).
+            PayloadTooLarge: it is more than `limit` bytes.
             BusUnavailable: the broker does not answer in time.
         """
 
@@ -301,6 +308,12 @@ class Bus(ABC):
     @abstractmethod
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         """Add a function to be called whenever a lost connection is there again."""
+
+
+def check_blob(name: str, size: int, limit: int) -> None:
+    """Raise `PayloadTooLarge` for stored data above what its reader takes."""
+    if size > limit:
+        raise PayloadTooLarge(f"{size} bytes are stored under {name!r}; at most {limit} are expected")
 
 
 def check_payload(frame: bytes, limit: int) -> None:

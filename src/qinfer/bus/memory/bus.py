@@ -8,6 +8,7 @@ from collections.abc import Callable
 from qinfer.bus.base import (
     AnswerHandler,
     Bus,
+    Data,
     DeliveryHandler,
     Letter,
     QueueSpec,
@@ -15,6 +16,7 @@ from qinfer.bus.base import (
     ReplyHandler,
     Watcher,
     WatchHandler,
+    check_blob,
     check_payload,
 )
 from qinfer.bus.memory.queue import MemoryConsumer, MemoryQueue
@@ -176,14 +178,16 @@ class MemoryBus(Bus):
             watcher.tell(name, value)
         return watcher
 
-    async def put_blob(self, name: str, data: bytes) -> None:
-        self._connection.blobs[name] = data
+    async def put_blob(self, name: str, *parts: Data) -> None:
+        self._connection.blobs[name] = b"".join(parts)
 
-    async def get_blob(self, name: str) -> bytes:
+    async def get_blob(self, name: str, *, limit: int) -> Data:
         try:
-            return self._connection.blobs[name]
+            data = self._connection.blobs[name]
         except KeyError:
             raise NotFound(f"no data is stored under {name!r} (any more)") from None
+        check_blob(name, len(data), limit)
+        return data
 
     async def delete_blob(self, name: str) -> None:
         self._connection.blobs.pop(name, None)

@@ -29,6 +29,7 @@ from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from qinfer.bus.base import (
     AnswerHandler,
     Bus,
+    Data,
     DeliveryHandler,
     Letter,
     QueueSpec,
@@ -82,7 +83,7 @@ class NatsBus(Bus):
         self._confirm_prefix = f"{self._inbox}.p."
         self._jetstream = client.jetstream(timeout=_API_TIMEOUT)
         self._registry = Registry(self._connection, self._jetstream, self.names)
-        self._blobs = Blobs(self._jetstream, self.names)
+        self._blobs = Blobs(self._connection, self._jetstream, self.names)
         self._letters = DeadLetters(self._jetstream, self.names)
         self._connection.on_reconnect(self._start_restore)
         await client.subscribe(
@@ -300,16 +301,16 @@ class NatsBus(Bus):
 
     # Blobs and dead letters
 
-    async def put_blob(self, name: str, data: bytes) -> None:
+    async def put_blob(self, name: str, *parts: Data) -> None:
         with self._translated():
             try:
-                await self._blobs.put(name, data)
+                await self._blobs.put(name, parts)
             except APIError as error:
                 raise _refused(error.err_code or 0, error.description or "") from error
 
-    async def get_blob(self, name: str) -> bytes:
+    async def get_blob(self, name: str, *, limit: int) -> Data:
         with self._translated():
-            return await self._blobs.get(name)
+            return await self._blobs.get(name, limit)
 
     async def delete_blob(self, name: str) -> None:
         with self._translated():
