@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from qinfer.message import Request, RequestFrame, Response
 from qinfer.signature import Plan
 from qinfer.telemetry.stats import CloseReason
 
+if TYPE_CHECKING:
+    from qinfer_workers.service import ServedVersion
+
 
 class HeldFrame:
     """A frame this worker has taken and not ended yet. It is acked when its last request is answered.
@@ -22,13 +25,24 @@ class HeldFrame:
     Attributes:
         arrived: when it came, of the event loop's clock.
         open: requests not answered yet.
+        served: the version that is to answer it; None if there is none here.
         received_ns: when it came, of `time.perf_counter_ns`.
         age_ns: how long it had waited at the broker then.
         sign_of_life: when the broker last heard that it is being worked on, of the event loop's clock.
         unsent: an answer could not be published: the frame has to be delivered again.
     """
 
-    __slots__ = ("age_ns", "arrived", "delivery", "open", "received_ns", "reply_to", "sign_of_life", "unsent")
+    __slots__ = (
+        "age_ns",
+        "arrived",
+        "delivery",
+        "open",
+        "received_ns",
+        "reply_to",
+        "served",
+        "sign_of_life",
+        "unsent",
+    )
 
     def __init__(self, delivery: Delivery, frame: RequestFrame, received_ns: int, now: float) -> None:
         self.delivery = delivery
@@ -38,6 +52,7 @@ class HeldFrame:
         self.age_ns = 0
         self.arrived = self.sign_of_life = now
         self.unsent = False
+        self.served: ServedVersion | None = None
 
 
 class Member:

@@ -16,14 +16,22 @@ class Credit:
     """Keeps the credit of a model's consumers at the rows its instances are free to take."""
 
     def __init__(self, *, max_batch_size: int, instances: int) -> None:
-        self._capacity = max(max_batch_size, _MIN_ROWS) * (instances + 1)
+        self.resize(max_batch_size=max_batch_size, instances=instances)
         self._rows_per_frame = 1.0
         self._consumers: list[Consumer] = []
         self._stopped = False
         self.held_rows = 0
 
+    def resize(self, *, max_batch_size: int, instances: int) -> None:
+        """The model has other instances now."""
+        self._capacity = max(max_batch_size, _MIN_ROWS) * (instances + 1)
+
     def attach(self, consumer: Consumer) -> None:
         self._consumers.append(consumer)
+
+    def detach(self, consumer: Consumer) -> None:
+        """A consumer closes."""
+        self._consumers.remove(consumer)
 
     def took(self, rows: int) -> None:
         """A frame arrived."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from qinfer_workers.batch import HeldFrame
+
+if TYPE_CHECKING:
+    from qinfer_workers.service import ServedVersion
 
 
 class HeldFrames:
@@ -15,6 +19,7 @@ class HeldFrames:
         self._frames: set[HeldFrame] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._released = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -30,6 +35,7 @@ class HeldFrames:
     def release(self, frame: HeldFrame) -> None:
         """A frame is about to be ended."""
         self._frames.remove(frame)
+        self._released.set()
         if not self._frames:
             self._idle.set()
 
@@ -37,6 +43,21 @@ class HeldFrames:
         """Wait until nothing is held; False when that takes more than `timeout` seconds."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def of(self, served: ServedVersion) -> list[HeldFrame]:
+        """The frames that a version is to answer."""
+        return [frame for frame in self._frames if frame.served is served]
+
+    async def without(self, served: ServedVersion, timeout: float) -> bool:
+        """Wait until nothing is held for a version; False when that takes more than `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.of(served):
+                    self._released.clear()
+                    await self._released.wait()
         except TimeoutError:
             return False
         return True

@@ -84,7 +84,9 @@ class ModelService:
     ) -> None:
         self.model = model
         self.versions = {served.version: served for served in versions}
-        self._latest = max(versions, key=lambda served: int(served.version))
+        self._loaded = list(versions)  # those that leave, too, for as long as they hold anything
+        self._gone: set[str] = set()  # versions that are served only to who has not heard yet
+        self._latest = self._newest()
         self._bus = bus
         self._loop = asyncio.get_running_loop()
         self._clock = BrokerClock()
@@ -99,17 +101,11 @@ class ModelService:
             max_batch_size=max(served.config.max_batch_size for served in versions),
             instances=sum(len(served.instances) for served in versions),
         )
-        self._consumers: list[Consumer] = []
+        self._consumers: dict[str, Consumer] = {}
         self._held = HeldFrames()
         self._tasks: list[asyncio.Task[None]] = []
         for served in versions:
-            served.batcher = Batcher(
-                served.config,
-                served.instances,
-                company=self._senders.company,
-                expired=partial(self._expire, served),
-            )
-            served.recorder.stats.pending = partial(getattr, served.batcher, "waiting")
+            self._open(served)
         self._isolation = Isolation(
             bus,
             worker=worker,
@@ -128,9 +124,7 @@ class ModelService:
         await self._bus.declare(self.model, spec)
         self._cancel_watch = await self._bus.on_cancel(self.model, self._cancel)
         for version in ("", *self.versions):
-            consumer = await self._bus.consume(self.model, version, self._deliver)
-            self._consumers.append(consumer)
-            self._credit.attach(consumer)
+            await self._consume(version)
         await self._calibrate()  # before the first frame: there may be a backlog
         self._tasks = [
             asyncio.create_task(
@@ -144,14 +138,14 @@ class ModelService:
     async def drain(self, timeout: float) -> None:
         """Stop pulling, finish what is held, give back what does not finish within `timeout` seconds."""
         self._credit.stop()
-        for consumer in self._consumers:
+        for consumer in list(self._consumers.values()):
             await consumer.close()
-        for served in self.versions.values():
+        for served in self._loaded:
             _batcher(served).drain()
         if not await self._held.idle(timeout):
             logger.warning("model %s: %d frames given back to the queue", self.model, len(self._held))
         await self._isolation.close()
-        for served in self.versions.values():
+        for served in self._loaded:
             _batcher(served).close()
         self._held.give_back()
         for task in self._tasks:
@@ -159,6 +153,91 @@ class ModelService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._cancel_watch is not None:
             await self._cancel_watch.close()
+
+    # Versions that come and go
+
+    async def replace(self, fresh: Sequence[ServedVersion], gone: Iterable[str]) -> list[ServedVersion]:
+        """Serve other versions from now on.
+
+        Frames that name no version go to the newest at once. What is held by others is finished by them, and
+        frames for versions that are gone are taken until these are retired: gateways have yet to hear of it.
+
+        Args:
+            fresh: loaded versions, which may take the place of others of the same number.
+            gone: versions not to be served any longer.
+
+        Returns:
+            The versions that others took the place of. They are to be retired, as are those that are gone.
+
+        Raises:
+            BusUnavailable: the broker cannot be reached; nothing has changed.
+        """
+        for served in fresh:
+            if served.version not in self._consumers:
+                await self._consume(served.version)  # gets no frame before it is granted credit
+        replaced = [self.versions[served.version] for served in fresh if served.version in self.versions]
+        for served in fresh:
+            self._open(served)
+            self._loaded.append(served)
+            self.versions[served.version] = served
+        self._gone = (self._gone | set(gone)) - {served.version for served in fresh}
+        self._latest = self._newest()
+        self._resize()
+        self._credit.top_up()
+        return replaced
+
+    async def retire(self, served: ServedVersion, timeout: float) -> None:
+        """Let a version that was replaced or is gone finish what it holds; its instances are free then.
+
+        What does not finish within `timeout` seconds is given back to the queue.
+        """
+        if self.versions.get(served.version) is served and served.version in self._consumers:
+            consumer = self._consumers.pop(served.version)
+            self._credit.detach(consumer)
+            await consumer.close()
+        if self.versions.get(served.version) is served:  # no other took its place meanwhile
+            del self.versions[served.version]
+            self._gone.discard(served.version)
+        _batcher(served).drain()
+        if not await self._held.without(served, timeout):
+            held = self._held.of(served)
+            logger.warning(
+                "model %s version %s: %d frames given back to the queue",
+                self.model,
+                served.version,
+                len(held),
+            )
+            for member in _batcher(served).close():
+                self._credit.freed(member.rows)
+            for frame in held:
+                self._give_back(frame, 0.0, ())
+        self._loaded.remove(served)
+        self._resize()
+
+    def _open(self, served: ServedVersion) -> None:
+        """Make the place where a version's batches form."""
+        served.batcher = Batcher(
+            served.config,
+            served.instances,
+            company=self._senders.company,
+            expired=partial(self._expire, served),
+        )
+        served.recorder.stats.pending = partial(getattr, served.batcher, "waiting")
+
+    def _newest(self) -> ServedVersion:
+        staying = [version for version in self.versions if version not in self._gone]
+        return self.versions[max(staying or self.versions, key=int)]
+
+    def _resize(self) -> None:
+        self._credit.resize(
+            max_batch_size=max(served.config.max_batch_size for served in self._loaded),
+            instances=sum(len(served.instances) for served in self._loaded),
+        )
+
+    async def _consume(self, version: str) -> None:
+        consumer = await self._bus.consume(self.model, version, self._deliver)
+        self._consumers[version] = consumer
+        self._credit.attach(consumer)
 
     # From the queue
 
@@ -186,12 +265,13 @@ class ModelService:
 
     def _backlog(self) -> int:
         """Requests known to wait, here and at the broker."""
-        waiting = sum([_batcher(served).waiting for served in self.versions.values()])
+        waiting = sum([_batcher(served).waiting for served in self._loaded])
         return waiting + int(sum(self._pending.values()) * self._frame_size)
 
     def _admit(self, frame: RequestFrame, held: HeldFrame, now: float) -> None:
         """Hand each request of a frame to its batcher, or answer it with what is wrong with it."""
         served = self.versions.get(frame.model_version) if frame.model_version else self._latest
+        held.served = served
         age = self._clock.age_us(held.delivery.stored_us, held.received_ns // 1000)
         held.age_ns = age * 1000
         rows = 0
@@ -266,10 +346,12 @@ class ModelService:
     # Redelivered requests (see `isolation`)
 
     async def _run_alone(self, served: ServedVersion, members: Sequence[Member]) -> None:
-        batchers = [_batcher(version) for version in self.versions.values()]
+        batchers = [_batcher(version) for version in self._loaded]
         try:
             for batcher in batchers:
                 await batcher.hold(_HOLD_TIMEOUT)
+            if not any(member.frame in self._held for member in members):
+                return  # given back when the version had to leave
             batch = Batch(members, "isolated", batched=served.config.max_batch_size > 0)
             done = self._isolated[batch] = asyncio.Event()
             next(instance for instance in served.instances if instance.idle).submit(batch)
@@ -279,6 +361,8 @@ class ModelService:
                 batcher.release()
 
     def _is_wanted(self, served: ServedVersion, member: Member) -> bool:
+        if member.frame not in self._held:
+            return False  # given back when the version had to leave
         if member.cancelled:
             self._drop(served, member)
         elif member.deadline <= self._loop.time():
@@ -312,7 +396,7 @@ class ModelService:
             return member.frame.reply_to == sender and member.request.id in numbers
 
         found: list[Member] = []
-        for served in self.versions.values():
+        for served in self._loaded:
             waiting = _batcher(served).drop(gone)
             for member in waiting:
                 self._drop(served, member)
