@@ -155,7 +155,8 @@ class Bus(ABC):
         """Queue a frame durably.
 
         `refused` is called later, at most once, when the broker did not take it: `QueueFull`, `NoWorker`
-        when the model has no queue, else `BusUnavailable`.
+        when the model has no queue, else `BusUnavailable`. That is also what becomes of a frame that was not
+        confirmed before the connection was lost; it is told as soon as publishing again makes sense.
 
         Raises:
             BusUnavailable: not connected, or more bytes wait to be sent than the connection may buffer.
@@ -304,6 +305,10 @@ class Bus(ABC):
     @abstractmethod
     async def forget_letter(self, sequence: int) -> bool:
         """Remove a dead letter; False when there is none of that number."""
+
+    @abstractmethod
+    def on_disconnect(self, handler: Callable[[], None]) -> None:
+        """Add a function to be called whenever the connection is lost; not when it is closed."""
 
     @abstractmethod
     def on_reconnect(self, handler: Callable[[], None]) -> None:

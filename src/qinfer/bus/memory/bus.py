@@ -209,6 +209,9 @@ class MemoryBus(Bus):
     async def forget_letter(self, sequence: int) -> bool:
         return self._connection.letters.pop(sequence, None) is not None
 
+    def on_disconnect(self, handler: Callable[[], None]) -> None:
+        """A connection within the process is never lost."""
+
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         """A connection within the process is never lost."""
 

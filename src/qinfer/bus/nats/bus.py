@@ -63,6 +63,7 @@ class NatsBus(Bus):
         self._reply_handler: ReplyHandler | None = None
         self._unconfirmed: dict[int, RefusedHandler] = {}
         self._next_publish = 0
+        self._doubtful = 0  # number of the last frame published before the latest reconnect
         self._subjects: dict[tuple[str, str], str] = {}
         self._queues: dict[str, QueueSpec] = {}
         self._consumers: dict[tuple[str, str], NatsConsumer] = {}
@@ -341,10 +342,14 @@ class NatsBus(Bus):
 
     # Reconnect
 
+    def on_disconnect(self, handler: Callable[[], None]) -> None:
+        self._connection.on_disconnect(handler)
+
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         self._connection.on_reconnect(handler)
 
     def _start_restore(self) -> None:
+        self._doubtful = self._next_publish
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = asyncio.create_task(self._restore())
@@ -353,23 +358,28 @@ class NatsBus(Bus):
         """Make anew what a restarted broker may have forgotten, then pull again."""
         self._registry.forget()
         self._blobs.forget()
-        unconfirmed, self._unconfirmed = self._unconfirmed, {}
-        if unconfirmed:
-            # Stored or not: nobody knows. To wait for answers would be to wait for the deadline, mostly.
-            logger.warning("%d frames were sent but not confirmed when the broker went", len(unconfirmed))
-            error = BusUnavailable("the broker went before it confirmed the request", retry_after=1.0)
-            for refused in unconfirmed.values():
-                refused(error)
         while not self._closed:
             try:
                 await self._remake()
                 await self._connection.settle()
+                self._give_up_doubtful()
                 for consumer in self._consumers.values():
                     consumer.reset()
                 return
             except (QInferError, nats.errors.Error, OSError) as error:
                 logger.warning("the broker is back but not ready: %s", error)
                 await asyncio.sleep(0.5)
+
+    def _give_up_doubtful(self) -> None:
+        """Frames of before the reconnect that are not confirmed are stored or not: nobody knows."""
+        lost = [number for number in self._unconfirmed if number <= self._doubtful]
+        if lost:
+            logger.warning("%d frames were sent but not confirmed when the broker went", len(lost))
+        error = BusUnavailable("the broker went before it confirmed the request", retry_after=1.0)
+        for number in lost:
+            refused = self._unconfirmed.pop(number, None)
+            if refused is not None:
+                refused(error)
 
     async def _remake(self) -> None:
         for model, spec in list(self._queues.items()):

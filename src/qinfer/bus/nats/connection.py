@@ -34,6 +34,7 @@ class Connection:
     def __init__(self, servers: Sequence[str], *, name: str) -> None:
         self._servers = list(servers)
         self._name = name
+        self._disconnect_handlers: list[Callable[[], None]] = []
         self._reconnect_handlers: list[Callable[[], None]] = []
         self._started = False
         self._problem: Exception | None = None
@@ -56,6 +57,9 @@ class Connection:
     @property
     def connected(self) -> bool:
         return self.client.is_connected
+
+    def on_disconnect(self, handler: Callable[[], None]) -> None:
+        self._disconnect_handlers.append(handler)
 
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         self._reconnect_handlers.append(handler)
@@ -145,6 +149,8 @@ class Connection:
             self._settling.cancel()
         if not self.client.is_closed:
             logger.warning("lost the connection to the broker; reconnecting")
+            for handler in self._disconnect_handlers:
+                handler()
 
     async def _reconnected(self) -> None:
         self._settling = asyncio.get_running_loop().call_later(_SETTLE, self._settled.set)
