@@ -374,8 +374,8 @@ class BusContract:
     async def test_dead_letters_can_be_read_and_removed(self, bus: Bus, other: Bus) -> None:
         assert await bus.letters() == []
         assert not await bus.forget_letter(1)
-        for model, letter in (("m", b"1"), ("sentence encoder.v2", b"2"), ("m", b"3")):
-            await bus.bury(model, letter)
+        for model, letter in (("m", b"1"), ("sentence encoder.v2", b"2"), ("m", b"3"), ("m", b"3")):
+            await bus.bury(model, letter, letter_id=letter.decode())
         assert [letter.data for letter in await other.letters()] == [b"1", b"2", b"3"]
         of_m = await other.letters("m")
         assert [letter.data for letter in of_m] == [b"1", b"3"]

@@ -1,12 +1,12 @@
 """Requests that came before: one of them may kill whoever runs it.
 
-A frame that is delivered again was not answered by the worker that had it. Mostly that worker was stopped or
-cut off; but it may have died of one of the requests. So the requests of such a frame run in small batches
-first and one by one after that, never two suspects at a time in one worker, and with nothing else on the model's
-instances. Before each run a record of it is put on the broker, and removed with the frame's end: what killed
-its worker leaves a record behind. A request that was alone in its last recorded run, and has had as many
-deliveries as are allowed, is given up: it is buried as a dead letter and its caller told. All others are
-answered.
+A frame that is delivered again was not answered by the worker that had it. Mostly that worker was stopped
+or cut off; but it may have died of one of the requests. So the requests of such a frame run in small
+batches first and one by one after that, never two suspects at a time in one worker, and with nothing else
+on the model's instances. Before each run a record of it is put on the broker, and removed with the frame's
+end: what killed its worker leaves a record behind. A request that was alone in its last recorded run, and
+has had as many deliveries as are allowed, is given up: it is buried as a dead letter and its caller told.
+All others are answered.
 """
 
 from __future__ import annotations
@@ -248,11 +248,13 @@ class Isolation:
             attempts=runs,
             request=member.request,
         )
+        # The frame may be here twice, when a sign of life came too late for its ack wait.
+        name = f"{self._record_key(case)}.{place}"
         try:
-            await self._bus.bury(self._model, encode_letter(letter))
+            await self._bus.bury(self._model, encode_letter(letter), letter_id=name)
         except PayloadTooLarge:
             bare = msgspec.structs.replace(letter, request=_without_data(member.request), complete=False)
-            await self._bus.bury(self._model, encode_letter(bare))
+            await self._bus.bury(self._model, encode_letter(bare), letter_id=name)
         logger.error(
             "model %s: request %r killed %d workers and is given up (qinfer dlq)",
             self._model,

@@ -22,8 +22,8 @@ _SHORTEST_ACK_WAIT_MS = 100
 def queue_spec(config: ModelConfig, options: WorkerOptions) -> QueueSpec:
     """The queue of a model.
 
-    `max_queue_size` of its default queue policy counts requests; the broker counts messages, of one request at
-    least, so it is a limit for both.
+    `max_queue_size` of its default queue policy counts requests; the broker counts messages, of one request
+    at least, so it is a limit for both.
 
     Raises:
         ConfigError: a parameter of the model is no number, or too small.

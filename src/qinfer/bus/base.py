@@ -295,8 +295,12 @@ class Bus(ABC):
     # Dead letters
 
     @abstractmethod
-    async def bury(self, model: str, letter: bytes) -> None:
-        """Keep a dead letter. Returns when the broker has it. Raises `BusUnavailable`, `PayloadTooLarge`."""
+    async def bury(self, model: str, letter: bytes, *, letter_id: str = "") -> None:
+        """Keep a dead letter, once for each `letter_id`. Returns when the broker has it.
+
+        Raises:
+            BusUnavailable, PayloadTooLarge: it is not kept, or nobody knows.
+        """
 
     @abstractmethod
     async def letters(self, model: str = "", *, after: int = 0, limit: int = 100) -> list[Letter]:

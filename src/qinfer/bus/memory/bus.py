@@ -40,6 +40,7 @@ class _Broker:
         self.blobs: dict[str, bytes] = {}
         self.letters: dict[int, tuple[str, bytes]] = {}
         self.buried = 0
+        self.letter_ids: set[str] = set()
         self.connections = 0
 
 
@@ -192,9 +193,12 @@ class MemoryBus(Bus):
     async def delete_blob(self, name: str) -> None:
         self._connection.blobs.pop(name, None)
 
-    async def bury(self, model: str, letter: bytes) -> None:
+    async def bury(self, model: str, letter: bytes, *, letter_id: str = "") -> None:
         check_payload(letter, self.max_payload)
         broker = self._connection
+        if letter_id and letter_id in broker.letter_ids:
+            return
+        broker.letter_ids.add(letter_id)
         broker.buried += 1
         broker.letters[broker.buried] = (model, letter)
 

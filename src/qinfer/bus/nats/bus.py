@@ -317,10 +317,10 @@ class NatsBus(Bus):
         with self._translated():
             await self._blobs.delete(name)
 
-    async def bury(self, model: str, letter: bytes) -> None:
+    async def bury(self, model: str, letter: bytes, *, letter_id: str = "") -> None:
         check_payload(letter, self.max_payload)
         with self._translated():
-            await self._letters.bury(model, letter)
+            await self._letters.bury(model, letter, letter_id)
 
     async def letters(self, model: str = "", *, after: int = 0, limit: int = 100) -> list[Letter]:
         with self._translated():

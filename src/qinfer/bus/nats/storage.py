@@ -15,6 +15,7 @@ import numpy as np
 from nats.js import JetStreamContext
 from nats.js.api import (
     DiscardPolicy,
+    Header,
     ObjectInfo,
     ObjectMeta,
     ObjectMetaOptions,
@@ -170,13 +171,14 @@ class DeadLetters:
         self._jetstream = jetstream
         self._names = names
 
-    async def bury(self, model: str, letter: bytes) -> None:
+    async def bury(self, model: str, letter: bytes, letter_id: str) -> None:
         subject = self._names.dead_letters(model)
+        headers = {str(Header.MSG_ID.value): letter_id} if letter_id else None
         try:
-            await self._jetstream.publish(subject, letter)
+            await self._jetstream.publish(subject, letter, headers=headers)
         except NoStreamResponseError:
             await replicated(self._create)
-            await self._jetstream.publish(subject, letter)
+            await self._jetstream.publish(subject, letter, headers=headers)
 
     async def letters(self, model: str, *, after: int, limit: int) -> list[Letter]:
         found: list[Letter] = []
