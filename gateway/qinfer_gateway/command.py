@@ -24,7 +24,8 @@ from qinfer_gateway.options import GatewayOptions
     epilog="""\b
 Examples:
   QINFER_NATS=nats://broker:4222 qinfer gateway
-  QINFER_NATS=nats://a:4222,nats://b:4222 qinfer gateway --host 0.0.0.0 --metrics-port 8002
+  QINFER_NATS=nats://a:4222,nats://b:4222 qinfer gateway --metrics-port 8002
+  qinfer gateway --host 0.0.0.0 --keys-file keys.yaml --tls-cert cert.pem --tls-key key.pem
   qinfer gateway --nats nats://broker:4222 --reuse-port      several processes on one port
 
 The models come from the workers of the same --namespace: start some with `qinfer worker`. SIGTERM stops the
@@ -46,9 +47,11 @@ def gateway(log_level: str, log_format: Any, **given: Any) -> None:
     """Run a gateway: HTTP and gRPC in front of a fleet's workers."""
     import uvloop
 
+    from qinfer.cli import security
     from qinfer.telemetry.logs import configure_logging
     from qinfer_gateway.server import serve
 
     options = GatewayOptions(**given)
+    security.check(options)
     configure_logging(role="gateway", instance=str(os.getpid()), level=log_level, log_format=log_format)
     uvloop.run(serve(options))

@@ -8,6 +8,7 @@ from qinfer import __version__
 from qinfer.bus import Bus
 from qinfer.registry import STATISTICS, Directory, ModelRecord
 from qinfer.telemetry.statistics import StatisticsReport, decode_report, merge
+from qinfer_gateway.auth import caller
 from qinfer_gateway.catalog import Catalog
 
 SERVER_NAME = "qinfer"
@@ -81,7 +82,10 @@ class Front:
         }
 
     def models(self) -> list[dict[str, Any]]:
-        """All known models with their backend, versions, workers, and what could not be loaded."""
+        """All known models with their backend, versions, workers, and what could not be loaded.
+
+        Only those that the caller may use, like all that this class tells of more than one model.
+        """
         workers = self._directory.workers
         rows: list[dict[str, Any]] = []
         for name in sorted(self._directory.models):
@@ -110,7 +114,8 @@ class Front:
             }
             for name in sorted(set(problems) - known)
         )
-        return rows
+        allows = caller().allows
+        return [row for row in rows if allows(row["name"])]
 
     async def statistics(self, model: str = "", version: str = "") -> StatisticsReport:
         """Statistics of the whole fleet, for one model and version or for all.
@@ -131,4 +136,7 @@ class Front:
                 for stats in report.model_stats
                 if stats.name == model and (not version or stats.version == version)
             ]
+        else:
+            allows = caller().allows
+            report.model_stats = [stats for stats in report.model_stats if allows(stats.name)]
         return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,16 @@ class GatewayOptions:
         max_in_flight: requests this process holds at once; more are answered 429.
         drain_timeout: how long requests in flight may take to finish at shutdown.
         log_requests: one structured log line a request.
+        keys_file: API keys that are accepted; None for none.
+        jwt_jwks, jwt_issuer, jwt_audience: public keys of the issuer of JSON Web Tokens, and what the claims
+            `iss` and `aud` have to say; no tokens are accepted without.
+        tls_cert, tls_key: the servers' certificate and its key; None to speak without TLS.
+        tls_client_ca: authorities whose clients are let in; None to ask for no client certificate.
+        max_connections: HTTP connections at once, and gRPC connections at once.
+        idle_timeout: for how long an HTTP connection may do nothing between two requests.
+        receive_timeout: how long a TLS handshake, or a request from its first byte on, may take to arrive; a
+            request has more where it is large (`http.limits.MIN_RATE`).
+        insecure: listen on an address that other hosts can reach even without TLS and credentials.
     """
 
     nats: str
@@ -37,3 +48,14 @@ class GatewayOptions:
     max_in_flight: int = 4096
     drain_timeout: float = 30.0
     log_requests: bool = False
+    keys_file: Path | None = None
+    jwt_jwks: Path | None = None
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    max_connections: int = 8192
+    idle_timeout: float = 75.0
+    receive_timeout: float = 30.0
+    insecure: bool = False

@@ -19,6 +19,7 @@ from qinfer.telemetry.metrics import GatewayCollector, new_registry
 from qinfer.telemetry.request_log import RequestLog
 from qinfer.telemetry.server import MetricsServer
 from qinfer.telemetry.tracing import Tracing, tracing_from_env
+from qinfer_gateway.auth.reload import Watch
 from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.front import Front
@@ -28,6 +29,7 @@ from qinfer_gateway.http.exchange import HttpFront
 from qinfer_gateway.http.server import HttpServer
 from qinfer_gateway.observer import Observer
 from qinfer_gateway.options import GatewayOptions
+from qinfer_gateway.security import Security, open_security
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Gateway:
             SetupError: an address cannot be bound.
         """
         options, stack, bus = self._options, self._stack, self._bus
+        self._security = await self._open_security()
         await bus.start()
         stack.push_async_callback(bus.close)
         directory = Directory(bus)
@@ -84,6 +87,12 @@ class Gateway:
         """Stop accepting, answer what is in flight, leave. Idempotent."""
         await self._stack.aclose()
 
+    async def _open_security(self) -> Security:
+        """Read what the options name, and watch it for changes."""
+        security = open_security(self._options)
+        await self._stack.enter_async_context(Watch(security.watched))
+        return security
+
     def _tracing(self) -> Tracing | None:
         tracing = tracing_from_env("gateway", instance=f"{socket.gethostname()}-{os.getpid()}")
         if tracing is not None:
@@ -101,13 +110,22 @@ class Gateway:
         self, front: Front, catalog: Catalog, dispatcher: Dispatcher, threads: ThreadPoolExecutor
     ) -> None:
         options = self._options
-        http_front = HttpFront(catalog, dispatcher, max_body_bytes=options.max_body_bytes, threads=threads)
+        security = self._security
+        http_front = HttpFront(
+            catalog,
+            dispatcher,
+            max_body_bytes=options.max_body_bytes,
+            threads=threads,
+            access=security.access,
+            limits=security.limits,
+        )
         self.http = HttpServer(
-            make_app(front),
+            make_app(front, security.access),
             http_front,
             host=options.host,
             port=options.http_port,
             reuse_port=options.reuse_port,
+            tls=security.tls,
         )
         await self.http.start()
 
@@ -125,6 +143,9 @@ class Gateway:
             reuse_port=options.reuse_port,
             max_body_bytes=options.max_body_bytes,
             max_in_flight=options.max_in_flight,
+            access=self._security.access,
+            tls=self._security.tls,
+            limits=self._security.limits,
         )
         await self.grpc.start()
 

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from qinfer.cli.serve.ports import Reservation, is_loopback
+from qinfer.cli.security import is_loopback
+from qinfer.cli.serve.ports import Reservation
 from qinfer.errors import SetupError
 
 

@@ -8,8 +8,12 @@ from time import monotonic
 from typing import TypeAlias
 
 from qinfer.errors import DeadlineExceeded, QInferError, ShuttingDown
+from qinfer.keys import Permission
 from qinfer.message import Response, ResponseFrame
 from qinfer.proto import METHODS, ModelInferRequest
+from qinfer_gateway.auth.access import Access
+from qinfer_gateway.auth.grpc import identify
+from qinfer_gateway.auth.principal import ANONYMOUS
 from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.grpc.codec import decode_request, encode_response, parse
@@ -59,9 +63,13 @@ class Inference:
         catalog: the models.
         dispatcher: where calls go.
         threads: for the conversion of large typed contents.
+        access: the credentials that are accepted; None where none are asked for.
     """
 
-    def __init__(self, catalog: Catalog, dispatcher: Dispatcher, threads: Executor) -> None:
+    def __init__(
+        self, catalog: Catalog, dispatcher: Dispatcher, threads: Executor, access: Access | None = None
+    ) -> None:
+        self._access = access
         self._catalog = catalog
         self._dispatcher = dispatcher
         self._threads = threads
@@ -86,6 +94,15 @@ class Inference:
         """A call that starts now."""
         return GrpcCall(self._loop)
 
+    def check_caller(self, context: Context) -> None:
+        """Refuse whoever may not send requests at all, before one is read.
+
+        Raises:
+            Unauthenticated: no credentials, or none that are good.
+            Forbidden: good ones that do not allow this.
+        """
+        identify(self._access, context, Permission.INFERENCE, count=False)
+
     async def submit(self, call: GrpcCall, data: bytes, context: Context) -> None:
         """Decode a request and send it on its way; the call gets the answer.
 
@@ -95,9 +112,11 @@ class Inference:
         model = ""
         self._arrived += 1
         try:
+            principal = identify(self._access, context, Permission.INFERENCE)
             message = parse(ModelInferRequest, data)
             model = message.model_name
             call.request_id = message.id
+            principal.require_model(model)
             if self._closing:
                 raise ShuttingDown("this gateway is shutting down", retry_after=1.0)
             target = self._catalog.find(model, message.model_version)
@@ -110,6 +129,8 @@ class Inference:
                     request.traceparent = str(value)
                 elif name == "tracestate":
                     request.tracestate = str(value)
+            if principal is not ANONYMOUS:
+                principal.stamp(request)
             timeout = _allowed(call, timeout, context.time_remaining(), monotonic())
             self._dispatcher.submit(call, target, request, timeout=timeout)
         except QInferError as error:

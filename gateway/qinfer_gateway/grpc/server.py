@@ -12,7 +12,11 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from qinfer.errors import QInferError, SetupError, Unsupported
+from qinfer.keys import Permission
 from qinfer.proto import METHODS, SERVICE, Method
+from qinfer_gateway.auth.access import Access
+from qinfer_gateway.auth.grpc import identify, model_of
+from qinfer_gateway.auth.rules import permission_for_rpc
 from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.front import Front
@@ -22,7 +26,9 @@ from qinfer_gateway.grpc.inference import Inference
 from qinfer_gateway.grpc.questions import Questions
 from qinfer_gateway.grpc.status import Context, fail, unexpected
 from qinfer_gateway.grpc.stream import Streams
+from qinfer_gateway.http.limits import ConnectionLimits
 from qinfer_gateway.http.server import listen
+from qinfer_gateway.tls import ServerTls
 
 _KEEP_ALIVE_MS = 60_000
 _KEEP_ALIVE_TIMEOUT_MS = 20_000
@@ -43,6 +49,9 @@ class GrpcServer:
         reuse_port: share the port with other processes.
         max_body_bytes: largest request message, before and after decompression.
         max_in_flight: requests the dispatcher takes; bounds the RPCs open at once.
+        access: the credentials that are accepted; None where none are asked for.
+        tls: None to speak without.
+        limits: what a connection may take.
     """
 
     def __init__(
@@ -57,21 +66,27 @@ class GrpcServer:
         reuse_port: bool,
         max_body_bytes: int,
         max_in_flight: int,
+        access: Access | None = None,
+        tls: ServerTls | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
+        self._tls = tls
         self._host = host
         self.port = port
         self._reuse_port = reuse_port
         self._stopping = asyncio.Event()
-        self._inference = inference = Inference(catalog, dispatcher, threads)
+        self._inference = inference = Inference(catalog, dispatcher, threads, access)
         self._streams = Streams(inference)
         self._server: Any = grpc.aio.server(
-            options=_options(reuse_port=reuse_port, max_body_bytes=max_body_bytes),
+            options=_options(
+                reuse_port=reuse_port, max_body_bytes=max_body_bytes, limits=limits or ConnectionLimits()
+            ),
             maximum_concurrent_rpcs=max_in_flight + _OTHER_RPCS,
         )
         self._server.add_generic_rpc_handlers(
             (
                 grpc.method_handlers_generic_handler(
-                    SERVICE, _service_handlers(inference, self._streams, Questions(front))
+                    SERVICE, _service_handlers(inference, self._streams, Questions(front), access)
                 ),
                 grpc.method_handlers_generic_handler(
                     HEALTH_SERVICE, _health_handlers(Health(front, self._stopping))
@@ -87,7 +102,11 @@ class GrpcServer:
         """
         host = f"[{self._host}]" if ":" in self._host else self._host
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{self.port}")
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(f"{host}:{self.port}")
+            else:
+                credentials = self._tls.grpc_credentials()
+                self.port = self._server.add_secure_port(f"{host}:{self.port}", credentials)
         except RuntimeError as error:
             # grpcio does not say why; the operating system does.
             listen(self._host, self.port, reuse_port=self._reuse_port).close()
@@ -104,8 +123,10 @@ class GrpcServer:
         await self._server.stop(max(0.0, give_up - loop.time()))
 
 
-def _options(*, reuse_port: bool, max_body_bytes: int) -> list[tuple[str, int]]:
+def _options(*, reuse_port: bool, max_body_bytes: int, limits: ConnectionLimits) -> list[tuple[str, int]]:
     return [
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", int(limits.receive * 1000)),
         ("grpc.so_reuseport", int(reuse_port)),
         ("grpc.max_receive_message_length", max_body_bytes),
         ("grpc.max_send_message_length", -1),  # a response is as large as the broker let it be
@@ -119,7 +140,7 @@ def _options(*, reuse_port: bool, max_body_bytes: int) -> list[tuple[str, int]]:
 
 
 def _service_handlers(
-    inference: Inference, streams: Streams, questions: Questions
+    inference: Inference, streams: Streams, questions: Questions, access: Access | None
 ) -> dict[str, grpc.RpcMethodHandler]:
     answers: dict[str, Callable[[Any], Awaitable[Message]]] = {
         "ServerLive": questions.server_live,
@@ -131,7 +152,8 @@ def _service_handlers(
         "ModelStatistics": questions.model_statistics,
     }
     handlers: dict[str, grpc.RpcMethodHandler] = {
-        name: _unary(name, METHODS[name].request, answer) for name, answer in answers.items()
+        name: _unary(name, METHODS[name].request, answer, access, permission_for_rpc(name))
+        for name, answer in answers.items()
     }
     # Without serializers handlers get and give bytes: tensors are copied less often, and what is malformed
     # is answered as every other bad request.
@@ -155,13 +177,25 @@ def _health_handlers(health: Health) -> dict[str, grpc.RpcMethodHandler]:
 
 
 def _unary(
-    name: str, request: type[Message], answer: Callable[[Any], Awaitable[Message]]
+    name: str,
+    request: type[Message],
+    answer: Callable[[Any], Awaitable[Message]],
+    access: Access | None = None,
+    permission: Permission | None = None,
 ) -> grpc.RpcMethodHandler:
-    """A handler that answers one message with one message, and errors with their status."""
+    """A handler that answers one message with one message, and errors with their status.
+
+    Who asks needs `permission`, and the model that the message names has to be one they may use.
+    """
 
     async def handle(data: bytes, context: Context) -> bytes:
         try:
-            return (await answer(parse(request, data))).SerializeToString()
+            principal = identify(access, context, permission)
+            message = parse(request, data)
+            model = model_of(message)
+            if model:
+                principal.require_model(model)
+            return (await answer(message)).SerializeToString()
         except QInferError as error:
             await fail(context, error)
         except Exception as error:  # noqa: BLE001 - the last resort; `unexpected` logs it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import grpc
@@ -37,6 +37,8 @@ class Context(Protocol):
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
 
     def time_remaining(self) -> float | None: ...
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]: ...
 
 
 async def fail(context: Context, error: QInferError) -> NoReturn:

@@ -34,6 +34,10 @@ class Streams:
         A request that fails is answered with an `error_message` and the stream goes on, unless its metadata
         has `triton_grpc_error: true`: then the stream ends with the error's status.
         """
+        try:
+            self._inference.check_caller(context)
+        except QInferError as error:
+            await fail(context, error)
         stream = _Stream(self._inference, requests, context)
         self._open.add(stream)
         try:

@@ -17,13 +17,15 @@ from starlette.routing import Route
 
 from qinfer.errors import InternalError, MethodNotAllowed, NotFound, QInferError
 from qinfer.repository.metadata import config_json
+from qinfer_gateway.auth.access import CHALLENGE, Access
+from qinfer_gateway.auth.http import protect
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
 from qinfer_gateway.http import openapi
 from qinfer_gateway.http.jsondata import encode_json
 
 
-def make_app(front: Front) -> Starlette:
-    """The ASGI application of a gateway."""
+def make_app(front: Front, access: Access | None = None) -> Starlette:
+    """The ASGI application of a gateway; every route but health is guarded by what `access` knows."""
     routes = Routes(front)
     model = "/v2/models/{model}"
     version = model + "/versions/{version}"
@@ -52,6 +54,7 @@ def make_app(front: Front) -> Starlette:
             Exception: _internal_error,
         },
     )
+    protect(app.routes, access)
     app.router.redirect_slashes = False  # a path that is not there is 404, not a detour
     return app
 
@@ -113,6 +116,8 @@ async def _qinfer_error(_: Request, error: Exception) -> Response:
     headers = {"x-qinfer-reason": error.reason}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if error.http_status == 401:
+        headers["www-authenticate"] = CHALLENGE
     return _json({"error": error.message}, error.http_status, headers)
 
 

@@ -11,12 +11,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qinfer.errors import InternalError, InvalidRequest, PayloadTooLarge, QInferError
+from qinfer.keys import Permission
 from qinfer.message import Response, ResponseFrame
+from qinfer_gateway.auth.access import CHALLENGE, CREDENTIAL_HEADERS, Access
+from qinfer_gateway.auth.principal import Principal
 from qinfer_gateway.catalog import Catalog, Target
 from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.http.codec import InferBody, decode_body, encode_body
 from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress, decompress
 from qinfer_gateway.http.jsondata import encode_json
+from qinfer_gateway.http.limits import ConnectionLimits
 
 if TYPE_CHECKING:
     from qinfer_gateway.http.protocol import InferProtocol
@@ -37,6 +41,7 @@ WANTED_HEADERS = frozenset(
         b"accept-encoding",
         b"traceparent",
         b"tracestate",
+        *CREDENTIAL_HEADERS,
     )
 )
 _JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
@@ -54,15 +59,26 @@ class HttpFront:
         dispatcher: where calls go.
         max_body_bytes: largest body, before and after decompression.
         threads: for large bodies.
+        access: the credentials that are accepted; None where none are asked for.
+        limits: what a connection may take.
     """
 
     def __init__(
-        self, catalog: Catalog, dispatcher: Dispatcher, *, max_body_bytes: int, threads: Executor
+        self,
+        catalog: Catalog,
+        dispatcher: Dispatcher,
+        *,
+        max_body_bytes: int,
+        threads: Executor,
+        access: Access | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         self.catalog = catalog
         self.dispatcher = dispatcher
         self.max_body_bytes = max_body_bytes
         self.threads = threads
+        self.access = access
+        self.limits = limits or ConnectionLimits()
 
 
 class _Nobody:
@@ -80,6 +96,7 @@ class Exchange(Call):
         "_chunks",
         "_front",
         "_held",
+        "_principal",
         "_protocol",
         "_target",
         "_turn",
@@ -112,6 +129,7 @@ class Exchange(Call):
         self.headers = headers
         self._target: Target | None = None
         self._body: InferBody | None = None
+        self._principal: Principal | None = None
         self._chunks: list[bytes | bytearray] = []
         self.received = 0
         self._turn = False
@@ -122,11 +140,23 @@ class Exchange(Call):
         self.keep_alive = True
         self.response_complete = False
 
-    def check_length(self) -> None:
-        """Refuse a body that says itself that it is too large, before it is read."""
+    def check_head(self) -> None:
+        """Refuse what the head alone decides, before a body is read: credentials, and a length it tells."""
         length = self.headers.get(b"content-length")
+        access = self._front.access
+        try:
+            if access is not None:
+                self._identify(access).check_rate()
+        except QInferError as error:
+            self.break_off(error)
+            return
         if length is not None and int(length) > self._front.max_body_bytes:
             self._too_large()
+
+    def _identify(self, access: Access) -> Principal:
+        principal = access.identify(self.headers, self._protocol.certificate, Permission.INFERENCE)
+        principal.require_model(self.route[0])
+        return principal
 
     # From the connection
 
@@ -187,7 +217,11 @@ class Exchange(Call):
     def start(self, body: bytes) -> None:
         """Go on with the whole body, when it is this exchange's turn."""
         self._turn = self.body_complete = True
+        access = self._front.access
         try:
+            if access is not None:  # again: a key may have been revoked while the body came
+                self._principal = self._identify(access)
+                self._principal.take()
             target = self._target = self._front.catalog.find(*self.route)
             # What a compressed body decodes to may be a thousand times its size.
             if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self.headers:
@@ -215,6 +249,8 @@ class Exchange(Call):
         if self.response_complete or self._target is None:
             return
         self._body = body
+        if self._principal is not None:
+            self._principal.stamp(body.request)
         trace = self.headers.get(b"traceparent")
         if trace is not None:
             body.request.traceparent = trace.decode("latin-1")
@@ -256,6 +292,8 @@ class Exchange(Call):
             head += f"retry-after: {max(1, round(error.retry_after))}\r\n"
         if status == 415:
             head += "accept-encoding: gzip, deflate\r\n"
+        elif status == 401:
+            head += f"www-authenticate: {CHALLENGE}\r\n"
         self._respond((head.encode(), body))
 
     def _encode(self, frame: ResponseFrame, response: Response) -> tuple[bytes, bytes]:

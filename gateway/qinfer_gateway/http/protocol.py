@@ -8,34 +8,33 @@ stay uvicorn's.
 
 from __future__ import annotations
 
-import re
 from asyncio import Transport
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from qinfer.errors import HeadTooLarge, InvalidRequest, QInferError
+from qinfer.errors import HeadTooLarge, InvalidRequest, QInferError, Unavailable
+from qinfer_gateway.auth.http import CERTIFICATE
 from qinfer_gateway.http.exchange import WANTED_HEADERS, Exchange, HttpFront
 from qinfer_gateway.http.jsondata import encode_json
+from qinfer_gateway.http.limits import MIN_RATE
+from qinfer_gateway.http.route import Route, infer_route
+from qinfer_gateway.tls import certificate_names
 
-_INFER = re.compile(rb"(?:(?i:https?)://[^/?]*)?/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?")
-_MAX_ROUTES = 1024
-_MAX_CACHED_URL = 512
 _MAX_HEAD_BYTES = 64 * 1024
 _DISCARD_SECONDS = 2.0
 _MAX_HEADS = 1024
 _MAX_KNOWN_HEAD = 2048
+_MAX_TURNED_AWAY = 256  # connections above the limit that are told so, at once
 # Not worth keeping, or not said by the head alone. A trace context is new with every request.
 _UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"traceparent"))
 _FRAMING = (b"content-length", b"transfer-encoding")
-
-Route = tuple[str, str]
 
 
 class KnownHead:
@@ -58,6 +57,8 @@ class InferProtocol(HttpToolsProtocol):
     """One HTTP connection."""
 
     front: HttpFront  # set by `make_protocol`
+    certificate: Sequence[str] = ()
+    """Names of the client's certificate, which TLS has verified."""
     # The current request: one of uvicorn's cycles, or an exchange of the fast path.
     cycle: Any
     pipeline: deque[Any]
@@ -78,6 +79,8 @@ class InferProtocol(HttpToolsProtocol):
         self._between = True  # the parser is at the end of a message, or has seen none
         self._in_head = False
         self._head_bytes = 0  # read since the head began, beyond the read it began in
+        self._began = 0.0  # when the message that is being read began, or, before the first, the connection
+        self._taken = 0  # bytes read since then
         self._reframing = False  # see `_decline_upgrade`
 
     # Parsing
@@ -105,6 +108,7 @@ class InferProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._last_used = self.loop.time()
+        self._taken += len(data)
         if self._in_head:
             self._head_bytes += len(data)
         try:
@@ -139,8 +143,11 @@ class InferProtocol(HttpToolsProtocol):
             body = encode_json({"error": error.message})
             head = (
                 b"content-type: application/json\r\ncontent-length: %d\r\nx-qinfer-reason: %s\r\n"
-                b"connection: close\r\n\r\n" % (len(body), error.reason.encode())
+                b"connection: close\r\n" % (len(body), error.reason.encode())
             )
+            if error.retry_after is not None:
+                head += b"retry-after: %d\r\n" % max(1, round(error.retry_after))
+            head += b"\r\n"
             self.transport.write(b"".join((STATUS_LINE[error.http_status], head, body)))
             self._linger()
         elif isinstance(cycle, Exchange) and not cycle.body_complete:
@@ -166,6 +173,8 @@ class InferProtocol(HttpToolsProtocol):
             return
         self._in_head = True
         self._head_bytes = 0
+        self._began = self._last_used
+        self._taken = 0
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -185,7 +194,7 @@ class InferProtocol(HttpToolsProtocol):
             self._reframing = False
             return
         self._in_head = False
-        route = _route(self._routes, self.url) if self.parser.get_method() == b"POST" else None
+        route = infer_route(self._routes, self.url) if self.parser.get_method() == b"POST" else None
         if route is None:
             self._base_headers_complete()
             return
@@ -195,7 +204,7 @@ class InferProtocol(HttpToolsProtocol):
         modern = self.parser.get_http_version() != "1.0"
         exchange.keep_alive = modern and self.parser.should_keep_alive()
         exchange.expects_continue = modern and self.expect_100_continue
-        exchange.check_length()
+        exchange.check_head()
         existing = self.cycle
         self.cycle = exchange
         if self._stalled or (existing is not None and not existing.response_complete):
@@ -208,6 +217,8 @@ class InferProtocol(HttpToolsProtocol):
     def _base_headers_complete(self) -> None:
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
+        if self.certificate:
+            self.scope["state"][CERTIFICATE] = self.certificate
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         super().on_headers_complete()
@@ -283,8 +294,8 @@ class InferProtocol(HttpToolsProtocol):
         self._last_used = self.loop.time()
         if self.pipeline:
             self.flow.pause_reading()
-        if self.timeout_keep_alive_task is None:
-            self._watch(self._last_used + self.timeout_keep_alive)
+        self._stop_watching()  # the base class's timer knows only of idleness
+        self._watch(self._last_used + self.timeout_keep_alive)
 
     def _linger(self) -> None:
         """Close after an answer that came before everything was read.
@@ -311,15 +322,23 @@ class InferProtocol(HttpToolsProtocol):
         now = self.loop.time()
         unsent = self.transport.get_write_buffer_size()
         if self._at_work() or 0 < unsent < self._unsent:
-            self._last_used = now
+            self._last_used = self._began = now
+        elif self.flow.read_paused:
+            self._began = now  # it is not the client who is slow
         self._unsent = unsent or float("inf")
-        due = self._last_used + self.timeout_keep_alive
+        due = min(self._last_used + self.timeout_keep_alive, self._received_by())
         if due > now:
             self._watch(due)
         elif unsent:
             self.transport.abort()
         else:
             self.transport.close()
+
+    def _received_by(self) -> float:
+        """When the message that is being read must be there, however steadily it trickles in."""
+        if self._between and self.cycle is not None:
+            return float("inf")
+        return self._began + self.front.limits.receive + self._taken / MIN_RATE
 
     def _at_work(self) -> bool:
         """Whether a request that has been read is being answered."""
@@ -329,6 +348,8 @@ class InferProtocol(HttpToolsProtocol):
         return bool(cycle.body_complete if isinstance(cycle, Exchange) else not cycle.more_body)
 
     def _watch(self, until: float) -> None:
+        # A message may begin meanwhile, and has less time than idleness has.
+        until = min(until, self.loop.time() + self.front.limits.receive)
         self.timeout_keep_alive_task = self.loop.call_at(until, self.timeout_keep_alive_handler)
 
     def _stop_watching(self) -> None:
@@ -340,8 +361,21 @@ class InferProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._last_used = self.loop.time()
+        self._began = self._last_used = self.loop.time()
         self._watch(self._last_used + self.timeout_keep_alive)
+        encrypted = transport.get_extra_info("ssl_object")
+        if encrypted is not None:
+            self.certificate = certificate_names(encrypted.getpeercert())
+        over = len(self.connections) - self.front.limits.connections
+        if over > _MAX_TURNED_AWAY:
+            transport.abort()
+        elif over > 0:
+            self._refuse(
+                Unavailable(
+                    f"this gateway has {self.front.limits.connections} connections, as many as it may",
+                    retry_after=1.0,
+                )
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
@@ -356,27 +390,6 @@ class InferProtocol(HttpToolsProtocol):
             exchange.keep_alive = False
         else:
             super().shutdown()
-
-
-def _route(routes: dict[bytes, Route | None], url: bytes) -> Route | None:
-    """Model and version of an infer URL; None for any other URL."""
-    try:
-        return routes[url]
-    except KeyError:
-        pass
-    match = _INFER.fullmatch(url)
-    if match is None:
-        return None
-    route = (_text(match[1]), _text(match[2] or b""))
-    if len(url) <= _MAX_CACHED_URL:
-        if len(routes) >= _MAX_ROUTES:
-            routes.clear()
-        routes[url] = route
-    return route
-
-
-def _text(raw: bytes) -> str:
-    return unquote(raw.decode("ascii", "replace"), errors="replace")
 
 
 def make_protocol(front: HttpFront) -> type[InferProtocol]:

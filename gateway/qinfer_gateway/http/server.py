@@ -7,6 +7,8 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -14,15 +16,46 @@ from starlette.applications import Starlette
 from qinfer.errors import SetupError
 from qinfer_gateway.http.exchange import HttpFront
 from qinfer_gateway.http.protocol import make_protocol
+from qinfer_gateway.tls import ServerTls
 
 logger = logging.getLogger(__name__)
 
-_KEEP_ALIVE = 75
 _BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """A server whose signals are its owner's business."""
+    """A server whose signals are its owner's business, and whose handshakes end in time."""
+
+    def __init__(self, config: uvicorn.Config, tls: ServerTls | None, handshake_timeout: float) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        # uvicorn hands its context to the event loop, but neither a time limit nor one that can be renewed.
+        loop = asyncio.get_running_loop()
+        protocol: Any = self.config.http_protocol_class
+        connect = partial(
+            protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=loop,
+        )
+        self.servers = [
+            await loop.create_server(
+                connect,
+                sock=listener,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=self._handshake_timeout,
+                backlog=_BACKLOG,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -37,9 +70,19 @@ class HttpServer:
         front: answers `infer`.
         host, port: where to listen; port 0 for any free one.
         reuse_port: share the port with other processes.
+        tls: None to speak plain HTTP.
     """
 
-    def __init__(self, app: Starlette, front: HttpFront, *, host: str, port: int, reuse_port: bool) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        front: HttpFront,
+        *,
+        host: str,
+        port: int,
+        reuse_port: bool,
+        tls: ServerTls | None = None,
+    ) -> None:
         self._host = host
         self.port = port
         self._reuse_port = reuse_port
@@ -52,10 +95,10 @@ class HttpServer:
             access_log=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_keep_alive=cast(int, front.limits.idle),  # as good as one: the loop is told it as it is
             backlog=_BACKLOG,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, tls, front.limits.receive)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

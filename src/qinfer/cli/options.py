@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from qinfer.bus.security import VARIABLES
 
 ENVIRONMENT = "QINFER"
 """Prefix of the environment variables: `--http-port` is `QINFER_HTTP_PORT` for every command that has it."""
 
 NATS_VARIABLE = f"{ENVIRONMENT}_NATS"
+
+_NATS_FILES = {
+    "ca": "Authorities that may vouch for the broker, in PEM; it has to speak TLS then.",
+    "cert": "This client's certificate, in PEM.",
+    "key": "Its private key.",
+    "creds": "Credentials of a NATS user, as nsc makes them.",
+    "nkey": "Seed of a NATS user's nkey.",
+}
+
+NATS_FILES = {f"--nats-{name}": variable for name, variable in VARIABLES.items()}
+"""Options that name files for the connection to the broker, each with its environment variable."""
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -52,8 +67,11 @@ class Port(click.IntRange):
 
 
 def nats_option(*, required: bool) -> Callable[[_Function], _Function]:
-    """`--nats URL`. Preferably given as QINFER_NATS: a command line can be read by every user of the host."""
-    return click.option(
+    """`--nats URL` and the files of its security, which reach `qinfer.bus.connect` by the environment.
+
+    The URL is preferably given as QINFER_NATS: a command line can be read by every user of the host.
+    """
+    url = click.option(
         "--nats",
         metavar="URL",
         envvar=NATS_VARIABLE,
@@ -62,6 +80,24 @@ def nats_option(*, required: bool) -> Callable[[_Function], _Function]:
         help="The broker, nats://HOST:PORT; several separated by commas. Put credentials into the variable, "
         "not on the command line.",
     )
+    return _stack(url, *(_nats_file(f"--nats-{name}", name, text) for name, text in _NATS_FILES.items()))
+
+
+def _nats_file(option: str, name: str, text: str) -> Callable[[_Function], _Function]:
+    return click.option(
+        option,
+        type=click.Path(exists=True, dir_okay=False),
+        envvar=VARIABLES[name],
+        expose_value=False,
+        callback=_export,
+        help=text,
+    )
+
+
+def _export(ctx: click.Context, param: click.Parameter, value: str | None) -> None:  # noqa: ARG001 (click's)
+    """Hand a file's name on to this process's connections, and to the processes it starts."""
+    if value is not None:
+        os.environ[str(param.envvar)] = str(Path(value).absolute())
 
 
 namespace_option = click.option(
@@ -119,6 +155,52 @@ logging_options = _stack(
     ),
 )
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+_security_options = (
+    click.option(
+        "--keys-file",
+        type=_FILE,
+        help="API keys that are accepted (`qinfer keys`); read again when it changes.",
+    ),
+    click.option(
+        "--jwt-jwks", type=_FILE, help="Accept JSON Web Tokens signed with one of these public keys."
+    ),
+    click.option("--jwt-issuer", default="", help="What their claim `iss` has to say."),
+    click.option("--jwt-audience", default="", help="What their claim `aud` has to say."),
+    click.option(
+        "--tls-cert", type=_FILE, help="Certificate of the servers, in PEM; read again when it changes."
+    ),
+    click.option("--tls-key", type=_FILE, help="Its private key."),
+    click.option(
+        "--tls-client-ca", type=_FILE, help="Let in only clients with a certificate of these authorities."
+    ),
+    click.option(
+        "--max-connections",
+        type=click.IntRange(1),
+        default=8192,
+        show_default=True,
+        help="HTTP connections, and gRPC connections, at once; more are turned away.",
+    ),
+    click.option(
+        "--idle-timeout",
+        type=click.FloatRange(0.1, 86400),
+        default=75.0,
+        show_default=True,
+        help="Seconds an HTTP connection may do nothing between two requests.",
+    ),
+    click.option(
+        "--receive-timeout",
+        type=click.FloatRange(0.1, 86400),
+        default=30.0,
+        show_default=True,
+        help="Seconds a TLS handshake or a request may take to arrive; one more for each KiB of a body.",
+    ),
+    click.option(
+        "--insecure", is_flag=True, help="Allow a --host that other hosts can reach without keys and TLS."
+    ),
+)
+
 gateway_options = _stack(
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
     click.option(
@@ -156,6 +238,7 @@ gateway_options = _stack(
     click.option(
         "--log-requests/--no-log-requests", default=False, help="Log one line a request.", show_default=True
     ),
+    *_security_options,
 )
 
 worker_options = _stack(

@@ -8,10 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 
-from qinfer_gateway.http import server
 from tests.helpers import http
 from tests.helpers.http import floats, infer, infer_path, post, tensor
 from tests.helpers.served_models import GATED, IDENTITY
@@ -25,11 +23,8 @@ KEEP_ALIVE = 1  # seconds
 
 
 @pytest_asyncio.fixture
-async def running(
-    nats_url: str, namespace: str, served_repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Fleet]:
-    monkeypatch.setattr(server, "_KEEP_ALIVE", KEEP_ALIVE)
-    async with fleet(nats_url, namespace, served_repository) as made:
+async def running(nats_url: str, namespace: str, served_repository: Path) -> AsyncIterator[Fleet]:
+    async with fleet(nats_url, namespace, served_repository, idle_timeout=KEEP_ALIVE) as made:
         await made.add_worker(MODEL, GATED)
         yield made
 

@@ -78,7 +78,6 @@ A second Ctrl-C stops at once. A process that dies is started again; its request
     show_default=True,
     help="Seconds until the models must be ready.",
 )
-@click.option("--insecure", is_flag=True, help="Allow a --host that other hosts can reach.")
 @logging_options
 def serve(**given: Any) -> None:
     """Serve the models of a repository.

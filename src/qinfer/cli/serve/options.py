@@ -30,7 +30,8 @@ class ServeOptions:
         ack_wait, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         drain_timeout: how long each role may take to finish its work at shutdown.
         startup_timeout: how long until the models must be ready.
-        insecure: allow an address that other hosts can reach.
+        keys_file, jwt_jwks, jwt_issuer, jwt_audience, tls_cert, tls_key, tls_client_ca, max_connections,
+            idle_timeout, receive_timeout, insecure: as for the gateway.
         log_level, log_format: as for every process.
     """
 
@@ -58,6 +59,16 @@ class ServeOptions:
     drain_timeout: float = 30.0
     startup_timeout: float = 300.0
     log_requests: bool = False
+    keys_file: Path | None = None
+    jwt_jwks: Path | None = None
+    jwt_issuer: str = ""
+    jwt_audience: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    max_connections: int = 8192
+    idle_timeout: float = 75.0
+    receive_timeout: float = 30.0
     insecure: bool = False
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"

@@ -65,15 +65,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only processes of this host can connect to the address."""
-    try:
-        addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return False
-    return all(address == "::1" or address.startswith("127.") for address in addresses)
-
-
 def _bind(name: str, listener: socket.socket, address: tuple[object, ...]) -> None:
     try:
         listener.bind(address)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from urllib.parse import urlsplit
 
+from qinfer.cli import security
+from qinfer.cli.options import NATS_FILES
 from qinfer.cli.serve.options import ServeOptions
-from qinfer.cli.serve.ports import is_loopback
 from qinfer.embedded import find_binary
 from qinfer.errors import SetupError
+from qinfer.keys import read_keys
 from qinfer.repository import Problem, Repository
 
 _ROLES = {"gateway", "worker"}
@@ -42,12 +45,14 @@ def check(options: ServeOptions) -> Findings:
 
 
 def _check_network(options: ServeOptions) -> None:
+    security.check(options)
+    if options.keys_file is not None:
+        read_keys(options.keys_file)
     if options.nats is None:
         find_binary()
-        if not options.insecure and not is_loopback(options.host):
+        if files := [option for option, variable in NATS_FILES.items() if os.environ.get(variable)]:
             raise SetupError(
-                f"--host {options.host}: other hosts could reach the server, which asks nobody for a key; "
-                "expected a loopback address such as 127.0.0.1, or --insecure to allow it"
+                f"{', '.join(files)}: expected --nats beside it; the broker started here needs none"
             )
     elif urlsplit(options.nats).scheme not in _SCHEMES:
         raise SetupError(f"--nats: expected a URL that starts with one of {', '.join(_SCHEMES)}")

@@ -29,6 +29,7 @@ def gateway(
         f"--max-in-flight={options.max_in_flight}",
         "--reuse-port",
         "--log-requests" if options.log_requests else "--no-log-requests",
+        *_security(options),
         *_common(options),
     ]
 
@@ -55,6 +56,25 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
 def environment(nats: str) -> dict[str, str]:
     """The children's environment. The broker's URL, which may hold a password, travels in it."""
     return {**os.environ, NATS_VARIABLE: nats}
+
+
+def _security(options: ServeOptions) -> list[str]:
+    named = {
+        "--keys-file": options.keys_file,
+        "--jwt-jwks": options.jwt_jwks,
+        "--jwt-issuer": options.jwt_issuer,
+        "--jwt-audience": options.jwt_audience,
+        "--tls-cert": options.tls_cert,
+        "--tls-key": options.tls_key,
+        "--tls-client-ca": options.tls_client_ca,
+    }
+    return [
+        *(f"{option}={value}" for option, value in named.items() if value),
+        f"--max-connections={options.max_connections}",
+        f"--idle-timeout={options.idle_timeout}",
+        f"--receive-timeout={options.receive_timeout}",
+        *(["--insecure"] if options.insecure else []),
+    ]
 
 
 def _common(options: ServeOptions) -> list[str]:
