@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from qinfer.datatypes import DATATYPES
 from qinfer.errors import ModelNotFound, NoWorker
 from qinfer.naming import Names
+from qinfer.proto import ModelConfig
 from qinfer.registry import Directory, ModelRecord
 from qinfer.signature import Signature
 
@@ -20,6 +21,7 @@ class Target:
         record: the registry record of the version whose signature applies.
         signature: checks requests against the record.
         max_rows: rows a frame may have.
+        max_queue_size: requests that may wait for it by its configuration; 0 for no such limit.
         served: whether a live worker serves it.
         subject: where its requests are published.
         element: the type of all inputs' elements in JSON; None when they differ.
@@ -27,8 +29,8 @@ class Target:
     """
 
     __slots__ = (
-        "element", "json_parts", "max_rows", "model", "record", "served", "signature", "subject",
-        "wanted_version",
+        "element", "json_parts", "max_queue_size", "max_rows", "model", "record", "served", "signature",
+        "subject", "wanted_version",
     )  # fmt: skip
 
     def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool, subject: str) -> None:
@@ -38,6 +40,8 @@ class Target:
         self.record = record
         self.served = served
         self.max_rows = max(1, record.max_batch_size)
+        batching = ModelConfig.FromString(record.config).dynamic_batching
+        self.max_queue_size = batching.default_queue_policy.max_queue_size
         elements = {DATATYPES[tensor.datatype].element for tensor in record.inputs}
         self.element = elements.pop() if len(elements) == 1 else None
         self.json_parts: dict[Hashable, bytes] = {}

@@ -21,6 +21,9 @@ class GatewayOptions:
         max_body_bytes: largest request body, before and after decompression.
         request_timeout: deadline of a request that names none.
         max_in_flight: requests this process holds at once; more are answered 429.
+        max_queue_rows: rows this process holds at once for one model; more are answered 429. 0 for no limit.
+        broker_patience: how long requests in flight wait for a broker that is away, before they are answered
+            503.
         drain_timeout: how long requests in flight may take to finish at shutdown.
         log_requests: one structured log line a request.
         keys_file: API keys that are accepted; None for none.
@@ -46,6 +49,8 @@ class GatewayOptions:
     max_body_bytes: int = 64 * 1024 * 1024
     request_timeout: float = 30.0
     max_in_flight: int = 4096
+    max_queue_rows: int = 0
+    broker_patience: float = 10.0
     drain_timeout: float = 30.0
     log_requests: bool = False
     keys_file: Path | None = None

@@ -64,10 +64,15 @@ class Gateway:
         await directory.start()
         stack.push_async_callback(directory.close)
         catalog = Catalog(directory, bus.names)
-        stats = GatewayStats(lambda model: model in directory.models, in_flight=lambda: dispatcher.in_flight)
+        stats = GatewayStats(lambda model: model in directory.models, queues=lambda: dispatcher.flights)
         observer = Observer(stats, self._tracing(), self._request_log())
         dispatcher = Dispatcher(
-            bus, observer, max_in_flight=options.max_in_flight, timeout=options.request_timeout
+            bus,
+            observer,
+            max_in_flight=options.max_in_flight,
+            max_queue_rows=options.max_queue_rows,
+            timeout=options.request_timeout,
+            patience=options.broker_patience,
         )
         front = Front(bus, directory, catalog)
         if options.metrics_port >= 0:

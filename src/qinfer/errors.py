@@ -164,12 +164,30 @@ class MethodNotAllowed(QInferError):
 
 
 class QueueFull(QInferError):
-    """A bounded queue is full."""
+    """A bounded queue is full.
+
+    Args:
+        message, retry_after: as for every error.
+        position: the request's place in the queue, from 1, where that is known. It does not travel.
+        estimated_wait: seconds until it would have been answered, where that is known. It does not travel.
+    """
 
     reason = "queue_full"
     http_status = 429
     grpc_status = GrpcStatus.RESOURCE_EXHAUSTED
     retry = Retry.LATER
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        position: int | None = None,
+        estimated_wait: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.position = position
+        self.estimated_wait = estimated_wait
 
 
 class WaitTooLong(QueueFull):

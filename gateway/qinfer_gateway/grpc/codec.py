@@ -20,8 +20,8 @@ from qinfer.proto import (
     ModelStreamInferResponse,
 )
 from qinfer_gateway.grpc.contents import to_raw
-from qinfer_gateway.grpc.status import REASON, RETRY_AFTER, retry_after
 from qinfer_gateway.parameters import check_input, check_output, read_parameters
+from qinfer_gateway.refusal import metadata
 
 FINAL_RESPONSE = "triton_final_response"
 """Parameter of every streamed response: whether it is the last one to its request."""
@@ -154,9 +154,8 @@ def encode_streamed_error(request_id: str, error: QInferError) -> bytes:
     message = ModelStreamInferResponse(error_message=error.message or error.reason)
     message.infer_response.id = request_id
     parameters = message.infer_response.parameters
-    parameters[REASON].string_param = error.reason
-    if error.retry_after is not None:
-        parameters[RETRY_AFTER].string_param = retry_after(error.retry_after)
+    for name, value in metadata(error):
+        parameters[name].string_param = value
     parameters[FINAL_RESPONSE].bool_param = True
     return message.SerializeToString()
 

@@ -9,14 +9,9 @@ from typing import NoReturn, Protocol
 import grpc
 
 from qinfer.errors import InternalError, QInferError
+from qinfer_gateway.refusal import metadata
 
 logger = logging.getLogger(__name__)
-
-REASON = "x-qinfer-reason"
-"""Trailing metadata: the error's machine-readable reason."""
-
-RETRY_AFTER = "retry-after"
-"""Trailing metadata: whole seconds after which a retry is worth trying."""
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -47,15 +42,7 @@ async def fail(context: Context, error: QInferError) -> NoReturn:
     Raises:
         grpc.aio.AbortError: always; grpcio catches it.
     """
-    metadata: tuple[tuple[str, str], ...] = ((REASON, error.reason),)
-    if error.retry_after is not None:
-        metadata += ((RETRY_AFTER, retry_after(error.retry_after)),)
-    await context.abort(_CODES[error.grpc_status], _shortened(error.message), metadata)
-
-
-def retry_after(seconds: float) -> str:
-    """Seconds as the metadata has them: whole, at least one."""
-    return str(max(1, round(seconds)))
+    await context.abort(_CODES[error.grpc_status], _shortened(error.message), metadata(error))
 
 
 def unexpected(method: str, error: Exception) -> InternalError:

@@ -22,6 +22,7 @@ from qinfer_gateway.auth.http import protect
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
 from qinfer_gateway.http import openapi
 from qinfer_gateway.http.jsondata import encode_json
+from qinfer_gateway.refusal import metadata
 
 
 def make_app(front: Front, access: Access | None = None) -> Starlette:
@@ -113,9 +114,7 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 async def _qinfer_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, QInferError):
         raise error
-    headers = {"x-qinfer-reason": error.reason}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    headers = dict(metadata(error))
     if error.http_status == 401:
         headers["www-authenticate"] = CHALLENGE
     return _json({"error": error.message}, error.http_status, headers)

@@ -19,7 +19,10 @@ from qinfer_gateway.catalog import Catalog, Target
 from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.http.codec import InferBody, decode_body, encode_body
 from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress, decompress
+from qinfer_gateway.http.deadline import HEADER as TIMEOUT_HEADER
+from qinfer_gateway.http.deadline import read_timeout
 from qinfer_gateway.http.jsondata import encode_json
+from qinfer_gateway.refusal import metadata
 from qinfer_gateway.http.limits import ConnectionLimits
 
 if TYPE_CHECKING:
@@ -33,12 +36,14 @@ OFF_LOOP_BYTES = 64 * 1024
 _MAX_DIGITS = 18
 _MAX_CHUNKS = 1024  # a body that trickles in by bytes takes no more memory than its bytes
 _HEADER_LENGTH = b"inference-header-content-length"
+_TIMEOUT = TIMEOUT_HEADER.encode()
 WANTED_HEADERS = frozenset(
     (
         _HEADER_LENGTH,
         b"content-length",
         b"content-encoding",
         b"accept-encoding",
+        _TIMEOUT,
         b"traceparent",
         b"tracestate",
         *CREDENTIAL_HEADERS,
@@ -256,7 +261,11 @@ class Exchange(Call):
             body.request.traceparent = trace.decode("latin-1")
             body.request.tracestate = self.headers.get(b"tracestate", b"").decode("latin-1")
         try:
-            self._front.dispatcher.submit(self, self._target, body.request, timeout=body.timeout)
+            timeout = body.timeout
+            if _TIMEOUT in self.headers:
+                allowed = read_timeout(self.headers[_TIMEOUT])
+                timeout = min(timeout, allowed) if timeout else allowed
+            self._front.dispatcher.submit(self, self._target, body.request, timeout=timeout)
         except QInferError as error:
             self.request_id = body.request.request_id
             self._reject(error)
@@ -286,10 +295,10 @@ class Exchange(Call):
         phrase = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
         head = (
             f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nx-qinfer-reason: {error.reason}\r\n"
+            f"content-length: {len(body)}\r\n"
         )
-        if error.retry_after is not None:
-            head += f"retry-after: {max(1, round(error.retry_after))}\r\n"
+        for name, value in metadata(error):
+            head += f"{name}: {value}\r\n"
         if status == 415:
             head += "accept-encoding: gzip, deflate\r\n"
         elif status == 401:

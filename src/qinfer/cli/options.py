@@ -236,6 +236,20 @@ gateway_options = _stack(
         help="Requests a gateway holds at once; more are answered 429.",
     ),
     click.option(
+        "--max-queue-rows",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Rows a gateway holds at once for one model; more are answered 429. 0 for no limit.",
+    ),
+    click.option(
+        "--broker-patience",
+        type=click.FloatRange(0, 86400),
+        default=10.0,
+        show_default=True,
+        help="Seconds that requests in flight wait for a broker that is away, before they are answered 503.",
+    ),
+    click.option(
         "--log-requests/--no-log-requests", default=False, help="Log one line a request.", show_default=True
     ),
     *_security_options,

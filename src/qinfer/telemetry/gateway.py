@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from qinfer.telemetry.histogram import DURATION_SECONDS, POWERS_OF_TWO, Histogram
 
@@ -28,25 +28,50 @@ class Frames:
         self.requests = Histogram(POWERS_OF_TWO)
 
 
+class QueueView(Protocol):
+    """What a gateway knows of one model's queue."""
+
+    @property
+    def count(self) -> int:
+        """Requests of this gateway in flight."""
+
+    @property
+    def known_backlog(self) -> int:
+        """Requests that wait, those of others included."""
+
+    @property
+    def drain_rate(self) -> float:
+        """Rows of this gateway that are answered a second while there is a backlog; 0 when not known."""
+
+
 class GatewayStats:
     """Counters and latency histograms of one gateway process; all methods are called by one thread.
 
     Args:
         is_known: whether a model of that name exists. Asked only when a name is seen for the first time, and
             for each request that names an unknown one.
-        in_flight: requests published and not yet answered, by model; asked when metrics are scraped, from
-            another thread.
+        queues: what is in flight and what waits, by model; asked when metrics are scraped, from another
+            thread.
+
+    Attributes:
+        dropped: answers that came for no request: late or second ones, and what cannot be read.
+        resent: requests published again, after a lost connection or a refusal of the broker.
     """
 
-    __slots__ = ("_is_known", "frames", "in_flight", "requests")
+    __slots__ = ("_is_known", "dropped", "frames", "queues", "requests", "resent")
 
     def __init__(
-        self, is_known: Callable[[str], bool], *, in_flight: Callable[[], Mapping[str, int]] = dict[str, int]
+        self,
+        is_known: Callable[[str], bool],
+        *,
+        queues: Callable[[], Mapping[str, QueueView]] = dict[str, QueueView],
     ) -> None:
         self._is_known = is_known
-        self.in_flight = in_flight
+        self.queues = queues
         self.requests: dict[RequestKey, Histogram] = {}
         self.frames: dict[str, Frames] = {}
+        self.dropped = 0
+        self.resent = 0
 
     def record(self, model: str, protocol: str, outcome: str, seconds: float, trace_id: str = "") -> None:
         """Count one finished request.

@@ -28,7 +28,7 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 from qinfer import __version__
-from qinfer.telemetry.gateway import GatewayStats
+from qinfer.telemetry.gateway import GatewayStats, QueueView
 from qinfer.telemetry.histogram import Histogram
 from qinfer.telemetry.stats import ModelStats
 
@@ -94,6 +94,21 @@ _WORKER_HISTOGRAMS: Sequence[tuple[str, str, Callable[[ModelStats], Histogram]]]
         lambda stats: stats.compute_infer,
     ),
     ("qinfer_batch_size", "Rows of a batch", lambda stats: stats.batch_rows),
+)
+
+
+_QUEUES: Sequence[tuple[str, str, Callable[[QueueView], float]]] = (
+    ("qinfer_requests_in_flight", "Requests published and not yet answered", lambda queue: queue.count),
+    (
+        "qinfer_backlog_requests",
+        "Requests that wait for the model, as far as this gateway knows",
+        lambda queue: queue.known_backlog,
+    ),
+    (
+        "qinfer_drain_rate_rows",
+        "Rows of this gateway answered a second, measured while there is a backlog",
+        lambda queue: queue.drain_rate,
+    ),
 )
 
 
@@ -188,12 +203,25 @@ class GatewayCollector(Collector):
                 ("model",),
                 (((model,), getattr(sizes, unit)) for model, sizes in frames),
             )
-        in_flight = GaugeMetricFamily(
-            "qinfer_requests_in_flight", "Requests published and not yet answered", labels=("model",)
+        yield from self._queues()
+        yield CounterMetricFamily(
+            "qinfer_answers_dropped",
+            "Answers to no request: late ones, second ones, unreadable ones",
+            value=self._stats.dropped,
         )
-        for model, count in tuple(self._stats.in_flight().items()):
-            in_flight.add_metric((model,), count)
-        yield in_flight
+        yield CounterMetricFamily(
+            "qinfer_requests_resent",
+            "Requests published again after trouble with the broker",
+            value=self._stats.resent,
+        )
+
+    def _queues(self) -> Iterator[Metric]:
+        queues = tuple(self._stats.queues().items())
+        for name, help_text, read in _QUEUES:
+            family = GaugeMetricFamily(name, help_text, labels=("model",))
+            for model, queue in queues:
+                family.add_metric((model,), read(queue))
+            yield family
 
 
 class _BuildInfo(Collector):

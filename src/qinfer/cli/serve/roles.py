@@ -27,6 +27,8 @@ def gateway(
         f"--max-body={options.max_body_bytes}",
         f"--request-timeout={options.request_timeout}",
         f"--max-in-flight={options.max_in_flight}",
+        f"--max-queue-rows={options.max_queue_rows}",
+        f"--broker-patience={options.broker_patience}",
         "--reuse-port",
         "--log-requests" if options.log_requests else "--no-log-requests",
         *_security(options),

@@ -1,0 +1,172 @@
+"""Who is let in: limits, and waits that would be longer than the caller's deadline.
+
+Workers tell with each batch how many requests wait behind it. While there is such a backlog the gateway
+measures how fast its own requests are answered; what it has in flight divided by that rate is how long a new
+one will wait (Little's law), whatever other gateways do with the same queue. Nothing is refused for its wait
+without a backlog: a burst onto an idle system is let in. Nor is a request with nothing in flight before it, so
+that a rate that was learned too low is learned anew.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from qinfer.errors import QueueFull, WaitTooLong
+from qinfer_gateway.drain import DrainRate
+
+if TYPE_CHECKING:
+    from qinfer.message import ResponseFrame
+    from qinfer_gateway.catalog import Target
+
+_DEADLINE_SHARE = 0.8
+"""Part of its time that a request may be expected to wait: the estimate is of a mean, and the model runs in
+batches. It costs no throughput, since the queue is as good as full."""
+
+_UNKNOWN_RETRY = 1.0  # seconds, when nothing is measured
+_RETRY_RANGE = (0.05, 30.0)
+_LONGEST_WAIT = 3600.0  # a rate that fades to nothing is still a number in a header
+
+
+class Flight:
+    """What this gateway has in flight for one model, and what it knows of the model's queue.
+
+    Attributes:
+        count: requests.
+        rows: of those requests.
+        backlog: requests that waited behind the last batch, as its worker told.
+        drain: how fast rows are answered.
+    """
+
+    __slots__ = ("_count_then", "backlog", "count", "drain", "rows")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.rows = 0
+        self.backlog = 0
+        self.drain = DrainRate()
+        self._count_then = 0
+
+    @property
+    def known_backlog(self) -> int:
+        """Requests that wait by now: as the worker told, and what this gateway has sent since."""
+        return self.backlog + max(0, self.count - self._count_then)
+
+    @property
+    def drain_rate(self) -> float:
+        """Rows a second, as measured in a backlog; 0 when not known."""
+        return self.drain.rate(monotonic())
+
+    def heard(self, frame: ResponseFrame, rows: int, max_rows: int, now: float) -> None:
+        """Answers came, and are counted off.
+
+        Args:
+            frame: the answers.
+            rows: of this gateway's requests among them.
+            max_rows: what a batch of the model takes.
+            now: of the monotonic clock.
+        """
+        # Of a queue that it has nothing in this gateway hears nothing more: what it knows would never change.
+        self.backlog = frame.backlog if self.count else 0
+        self._count_then = self.count
+        if frame.batch.requests:  # what never reached the model says nothing about its speed
+            self.drain.answered(now, rows, backlogged=frame.backlog >= max_rows and self.count > 0)
+
+    def ended(self, rows: int) -> None:
+        """A request of that many rows has left without an answer."""
+        self.count -= 1
+        self.rows -= rows
+        if not self.count:
+            self.drain.pause()
+            self.backlog = 0
+
+    def wait(self, now: float) -> float | None:
+        """Seconds until a request that is sent now will be answered; None when that is not known."""
+        if not self.drain.backlogged:
+            return None
+        rate = self.drain.rate(now)
+        return min(self.rows / rate, _LONGEST_WAIT) if rate else None
+
+
+class Admission:
+    """The limits of one gateway.
+
+    Args:
+        max_in_flight: requests it holds at once.
+        max_queue_rows: rows it has in flight for one model; 0 for no limit.
+    """
+
+    def __init__(self, *, max_in_flight: int, max_queue_rows: int = 0) -> None:
+        self.max_in_flight = max_in_flight
+        self.max_rows = max_queue_rows or sys.maxsize
+
+    def check(self, flight: Flight, target: Target, budget: float, now: float) -> None:
+        """Refuse a request that would wait too long. Needed only where `flight.backlog` is not 0.
+
+        Args:
+            flight: of its model.
+            target: where it goes.
+            budget: seconds to its deadline.
+            now: of the monotonic clock.
+
+        Raises:
+            QueueFull: as many requests wait as the model's configuration allows.
+            WaitTooLong: the deadline would pass before its turn.
+        """
+        limit = target.max_queue_size
+        if limit and flight.known_backlog >= limit:
+            raise _full(
+                f"{flight.known_backlog} requests wait for model {target.model!r}; its max_queue_size is {limit}",
+                flight,
+                target,
+                now,
+                excess=flight.known_backlog - limit,
+            )
+        wait = flight.wait(now)
+        if wait is not None and wait > budget * _DEADLINE_SHARE:
+            raise WaitTooLong(
+                f"the queue of model {target.model!r} is {wait:.3f} s long; the request has {budget:.3f} s",
+                retry_after=_jittered(wait - budget * _DEADLINE_SHARE),
+                position=flight.known_backlog + 1,
+                estimated_wait=wait,
+            )
+
+    def too_many(self, flight: Flight, target: Target, now: float) -> QueueFull:
+        """The error of a gateway that holds all it may."""
+        return _full(
+            f"this gateway has {self.max_in_flight} requests in flight (--max-in-flight)", flight, target, now
+        )
+
+    def too_many_rows(self, flight: Flight, target: Target, rows: int, now: float) -> QueueFull:
+        """The error of a request whose rows would exceed what may be in flight for its model."""
+        return _full(
+            f"model {target.model!r} has {flight.rows} rows in flight at this gateway, the request has {rows}; "
+            f"at most {self.max_rows} are let in (--max-queue-rows)",
+            flight,
+            target,
+            now,
+            excess=flight.rows + rows - self.max_rows,
+        )
+
+    def refused(self, error: QueueFull, flight: Flight, target: Target, now: float) -> QueueFull:
+        """The broker's refusal, with what this gateway knows of the queue."""
+        return _full(error.message, flight, target, now)
+
+
+def _full(message: str, flight: Flight, target: Target, now: float, *, excess: int = 0) -> QueueFull:
+    """A refusal until `excess` rows and a batch more are gone: room comes a batch at a time."""
+    rate = flight.drain.rate(now)
+    return QueueFull(
+        message,
+        retry_after=_jittered((excess + target.max_rows) / rate if rate else _UNKNOWN_RETRY),
+        position=flight.known_backlog + 1 if flight.backlog else None,
+        estimated_wait=flight.wait(now),
+    )
+
+
+def _jittered(seconds: float) -> float:
+    """Spread, so that those who were refused together do not come back together."""
+    low, high = _RETRY_RANGE
+    return min(max(seconds, low), high) * random.uniform(1.0, 1.5)

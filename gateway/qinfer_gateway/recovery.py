@@ -1,0 +1,160 @@
+"""What becomes of calls when the connection to the broker is lost.
+
+A frame that the broker had not confirmed may not be there; an answer that was sent meanwhile has reached
+nobody. So such calls are published again: the unconfirmed when the bus gives them up, which it does as soon as
+the connection has settled, the others when their answers have not come a moment after. Of two answers the
+first one wins. Where the broker stays away, callers hear of it after `patience`, or shortly before their
+deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from time import monotonic
+
+from qinfer.bus import Bus
+from qinfer.errors import BusUnavailable, NoWorker, QInferError
+from qinfer_gateway.call import Call
+
+logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 8
+_FIRST_PAUSE = 0.1  # seconds before a refused call is published again; doubled each time
+_LONGEST_PAUSE = 1.0
+_MARGIN = 0.1  # seconds before the deadline at which an interrupted caller is told, if it has that many
+_MARGIN_SHARE = 0.1
+
+
+class Recovery:
+    """Publishes again what a lost connection may have swallowed.
+
+    Args:
+        bus: a started bus.
+        calls: what is in flight, by number; only read.
+        patience: seconds that calls wait for the broker to come back.
+        grace: seconds after that in which answers of before may still come: workers settle, too, before they
+            send.
+        resend: publishes a call again.
+        fail: ends a call with an error.
+        hasten: told of a deadline that has become earlier.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        calls: Mapping[int, Call],
+        *,
+        patience: float,
+        grace: float = 2.0,
+        resend: Callable[[Call], None],
+        fail: Callable[[Call, QInferError], None],
+        hasten: Callable[[float], None],
+    ) -> None:
+        self._bus = bus
+        self._calls = calls
+        self._patience = patience
+        self._grace = grace
+        self._resend = resend
+        self._fail = fail
+        self._hasten = hasten
+        self._loop = asyncio.get_running_loop()
+        self._doubtful: dict[int, Call] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        bus.on_disconnect(self._lost)
+        bus.on_reconnect(self._back)
+
+    def close(self) -> None:
+        """Publish nothing any more. Idempotent."""
+        self._stop_timers()
+        self._doubtful.clear()
+
+    def refused(self, calls: Sequence[Call], error: QInferError) -> list[Call]:
+        """The broker did not take calls, or nobody knows whether it did.
+
+        Returns:
+            Those that are not sent again.
+        """
+        hopeless, again = [], []
+        pause = _LONGEST_PAUSE
+        now = monotonic()
+        for call in calls:
+            wait = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**call.request.attempt)
+            transient = isinstance(error, BusUnavailable) or (
+                call.interrupted and isinstance(error, NoWorker)  # a broker that came back empty
+            )
+            if not transient or not self._repeatable(call) or now + wait >= call.deadline:
+                hopeless.append(call)
+            elif not self._bus.connected:
+                self._doubtful[call.number] = call
+            else:
+                self._doubtful.pop(call.number, None)
+                again.append(call)
+                pause = min(pause, wait)
+        if again:
+            self._later(pause * random.uniform(0.5, 1.0), partial(self._again, again))
+        return hopeless
+
+    def unsent(self, call: Call, error: QInferError) -> bool:
+        """A call could not be handed to the connection: whether it waits for that, having been sent before."""
+        if not (call.request.attempt and isinstance(error, BusUnavailable) and self._repeatable(call)):
+            return False
+        self._doubtful[call.number] = call
+        return True
+
+    def _lost(self) -> None:
+        """Whatever is in flight is in doubt; its callers are to know before their deadlines."""
+        self._stop_timers()
+        now = monotonic()
+        for number, call in self._calls.items():
+            self._doubtful[number] = call
+            if not call.interrupted:
+                call.interrupted = True
+                call.deadline -= min(_MARGIN, max(0.0, call.deadline - now) * _MARGIN_SHARE)
+                self._hasten(call.deadline)
+        self._later(self._patience, self._give_up)
+
+    def _give_up(self) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        error = BusUnavailable(f"the broker has been away for {self._patience:g} s", retry_after=1.0)
+        for number, call in doubtful.items():
+            if number in self._calls:
+                self._fail(call, error)
+
+    def _back(self) -> None:
+        self._stop_timers()
+        self._later(self._grace, self._resend_doubtful)
+
+    def _resend_doubtful(self) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        unanswered = [call for number, call in doubtful.items() if number in self._calls]
+        if unanswered:
+            logger.warning("%d requests were not answered since the reconnect: sent again", len(unanswered))
+        self._again(unanswered)
+
+    def _again(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            if call.number in self._calls and self._repeatable(call):
+                call.request.attempt += 1
+                self._resend(call)
+
+    @staticmethod
+    def _repeatable(call: Call) -> bool:
+        # One with an idempotency key has its answer kept: there is another way to it.
+        return call.request.attempt < _MAX_ATTEMPTS and not call.request.idempotency
+
+    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+        def act() -> None:
+            self._timers.discard(timer)
+            then()
+
+        timer = self._loop.call_later(seconds, act)
+        self._timers.add(timer)
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
