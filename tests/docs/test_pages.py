@@ -11,7 +11,7 @@ from typing import get_args
 import click
 import pytest
 
-from qinfer.bus.nats import bus as nats_bus
+from qinfer.bus.nats import confirmations
 from qinfer.bus.nats import connection as nats_connection
 from qinfer.cli.app import app
 from qinfer.errors import BY_REASON
@@ -109,7 +109,7 @@ def test_statuses_are_those_of_the_errors() -> None:
 def test_bounds_are_those_of_the_code() -> None:
     bounds = section(read("docs/architecture.md"), "Bounds")
     assert f"| {nats_connection._BUFFER_LIMIT >> 20} MiB a connection |" in bounds
-    assert f"| {nats_bus._MAX_UNCONFIRMED} a connection |" in bounds
+    assert f"| {confirmations.MAX_UNCONFIRMED} a connection |" in bounds
     assert f"most {stream.MAX_IN_FLIGHT} requests of a stream" in read("docs/http-grpc.md").replace("\n", " ")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from qinfer import message, registry
 from qinfer.bus import QueueSpec, connect
-from qinfer.bus.nats import bus as nats_bus
+from qinfer.bus.nats import confirmations
 from qinfer.bus.nats.bus import NatsBus
 from qinfer.datatypes import DATATYPES
 from qinfer.errors import BY_REASON
@@ -129,7 +129,7 @@ def test_numbers_are_those_of_the_code() -> None:
 def test_refusals_are_those_of_the_bus() -> None:
     rows = [row for row in tables(section("Publishing, and being refused")) if "err_code" in row[0]]
     documented = {int(re.findall(r"err_code` (\d+)", row[0])[0]): code(row[2]) for row in rows}
-    assert documented == dict.fromkeys(nats_bus._FULL, "queue_full")
+    assert documented == dict.fromkeys(confirmations._FULL, "queue_full")
 
 
 def test_links_lead_somewhere() -> None:

@@ -38,32 +38,31 @@ from qinfer.bus.base import (
     WatchHandler,
     check_payload,
 )
+from qinfer.bus.nats.confirmations import NO_QUEUE, Confirmations, refusal
 from qinfer.bus.nats.connection import Connection
 from qinfer.bus.nats.consumer import NatsConsumer
 from qinfer.bus.nats.registry import NatsListener, NatsWatcher, Registry
 from qinfer.bus.nats.storage import Blobs, DeadLetters
-from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
+from qinfer.bus.security import NatsSecurity
+from qinfer.errors import BusUnavailable, NoWorker, QInferError
 from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
 
 logger = logging.getLogger(__name__)
 
 _API_TIMEOUT = 5.0
-_MAX_UNCONFIRMED = 16384
 _ERR_STREAM_EXISTS = 10058
-_NO_QUEUE = "no queue exists for this model on the broker"
-_FULL = frozenset((10077, 10047, 10054))  # maximum messages, memory or storage exceeded, message too big
 
 
 class NatsBus(Bus):
     """A connection to a NATS server or cluster with JetStream."""
 
-    def __init__(self, servers: Sequence[str], *, names: Names, name: str) -> None:
+    def __init__(
+        self, servers: Sequence[str], *, names: Names, name: str, security: NatsSecurity | None = None
+    ) -> None:
         self.names = names
-        self._connection = Connection(servers, name=name)
+        self._connection = Connection(servers, name=name, security=security)
         self._reply_handler: ReplyHandler | None = None
-        self._unconfirmed: dict[int, RefusedHandler] = {}
-        self._next_publish = 0
-        self._doubtful = 0  # number of the last frame published before the latest reconnect
+        self._confirmations = Confirmations()
         self._subjects: dict[tuple[str, str], str] = {}
         self._queues: dict[str, QueueSpec] = {}
         self._consumers: dict[tuple[str, str], NatsConsumer] = {}
@@ -87,6 +86,7 @@ class NatsBus(Bus):
         self._blobs = Blobs(self._connection, self._jetstream, self.names)
         self._letters = DeadLetters(self._jetstream, self.names)
         self._connection.on_reconnect(self._start_restore)
+        self._connection.on_look(self._confirmations.look)
         await client.subscribe(
             f"{self._inbox}.>", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
         )
@@ -104,18 +104,15 @@ class NatsBus(Bus):
 
     def publish(self, model: str, version: str, frame: bytes, refused: RefusedHandler) -> None:
         check_payload(frame, self.max_payload)
-        if len(self._unconfirmed) >= _MAX_UNCONFIRMED:
-            raise BusUnavailable("the broker does not confirm what it is sent", retry_after=1.0)
         key = (model, version)
         subject = self._subjects.get(key)
         if subject is None:
             subject = self._subjects[key] = self.names.requests(model, version)
-        number = self._next_publish = self._next_publish + 1
-        self._unconfirmed[number] = refused
+        number = self._confirmations.add(refused)
         try:
             self._connection.publish(subject, frame, f"{self._confirm_prefix}{number}")
         except QInferError:
-            del self._unconfirmed[number]
+            self._confirmations.withdraw(number)
             raise
 
     async def enqueue(self, model: str, version: str, frame: bytes, *, message_id: str = "") -> bool:
@@ -127,9 +124,9 @@ class NatsBus(Bus):
                     self.names.requests(model, version), frame, headers=headers
                 )
             except NoStreamResponseError:
-                raise NoWorker(_NO_QUEUE, retry_after=1.0) from None
+                raise NoWorker(NO_QUEUE, retry_after=1.0) from None
             except APIError as error:
-                raise _refused(error.err_code or 0, error.description or "") from error
+                raise refusal(error.err_code or 0, error.description or "") from error
         return not confirmed.duplicate
 
     def on_reply(self, handler: ReplyHandler) -> None:
@@ -226,9 +223,7 @@ class NatsBus(Bus):
             if self._reply_handler is not None:
                 self._reply_handler(message.data)
         elif subject.startswith(self._confirm_prefix):
-            refused = self._unconfirmed.pop(int(subject[len(self._confirm_prefix) :]), None)
-            if refused is not None and (b'"error"' in message.data or message.headers):
-                refused(_refusal(message))
+            self._confirmations.receive(int(subject[len(self._confirm_prefix) :]), message)
 
     # Cancellation
 
@@ -307,7 +302,7 @@ class NatsBus(Bus):
             try:
                 await self._blobs.put(name, parts)
             except APIError as error:
-                raise _refused(error.err_code or 0, error.description or "") from error
+                raise refusal(error.err_code or 0, error.description or "") from error
 
     async def get_blob(self, name: str, *, limit: int) -> Data:
         with self._translated():
@@ -349,7 +344,7 @@ class NatsBus(Bus):
         self._connection.on_reconnect(handler)
 
     def _start_restore(self) -> None:
-        self._doubtful = self._next_publish
+        self._confirmations.reconnected()
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = asyncio.create_task(self._restore())
@@ -362,24 +357,13 @@ class NatsBus(Bus):
             try:
                 await self._remake()
                 await self._connection.settle()
-                self._give_up_doubtful()
+                self._confirmations.give_up_doubtful()
                 for consumer in self._consumers.values():
                     consumer.reset()
                 return
             except (QInferError, nats.errors.Error, OSError) as error:
                 logger.warning("the broker is back but not ready: %s", error)
                 await asyncio.sleep(0.5)
-
-    def _give_up_doubtful(self) -> None:
-        """Frames of before the reconnect that are not confirmed are stored or not: nobody knows."""
-        lost = [number for number in self._unconfirmed if number <= self._doubtful]
-        if lost:
-            logger.warning("%d frames were sent but not confirmed when the broker went", len(lost))
-        error = BusUnavailable("the broker went before it confirmed the request", retry_after=1.0)
-        for number in lost:
-            refused = self._unconfirmed.pop(number, None)
-            if refused is not None:
-                refused(error)
 
     async def _remake(self) -> None:
         for model, spec in list(self._queues.items()):
@@ -390,22 +374,6 @@ class NatsBus(Bus):
         for watcher in list(self._watchers):
             if not watcher.closed:
                 await watcher.refresh()
-
-
-def _refusal(message: Msg) -> QInferError:
-    """The error in a publish acknowledgement (JetStream's PubAck), or of a message nobody stores."""
-    try:
-        error = json.loads(message.data)["error"]
-        code, description = int(error.get("err_code", 0)), str(error.get("description", ""))
-    except (ValueError, KeyError, TypeError):
-        return NoWorker(_NO_QUEUE, retry_after=1.0)
-    return _refused(code, description)
-
-
-def _refused(code: int, description: str) -> QInferError:
-    if code in _FULL:
-        return QueueFull(f"the model's queue is full: {description}", retry_after=1.0)
-    return BusUnavailable(f"the broker refused the message: {description}", retry_after=1.0)
 
 
 def _unix_us(text: str) -> int:
