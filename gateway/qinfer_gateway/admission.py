@@ -1,10 +1,10 @@
 """Who is let in: limits, and waits that would be longer than the caller's deadline.
 
 Workers tell with each batch how many requests wait behind it. While there is such a backlog the gateway
-measures how fast its own requests are answered; what it has in flight divided by that rate is how long a new
-one will wait (Little's law), whatever other gateways do with the same queue. Nothing is refused for its wait
-without a backlog: a burst onto an idle system is let in. Nor is a request with nothing in flight before it, so
-that a rate that was learned too low is learned anew.
+measures how fast its own requests are answered; what it has in flight divided by that rate is how long a
+new one will wait (Little's law), whatever other gateways do with the same queue. Nothing is refused for its
+wait without a backlog: a burst onto an idle system is let in. Nor is a request with nothing in flight before
+it, so that a rate that was learned too low is learned anew.
 """
 
 from __future__ import annotations
@@ -99,60 +99,58 @@ class Admission:
     """
 
     def __init__(self, *, max_in_flight: int, max_queue_rows: int = 0) -> None:
-        self.max_in_flight = max_in_flight
-        self.max_rows = max_queue_rows or sys.maxsize
+        self._max_in_flight = max_in_flight
+        self._max_rows = max_queue_rows or sys.maxsize
 
-    def check(self, flight: Flight, target: Target, budget: float, now: float) -> None:
-        """Refuse a request that would wait too long. Needed only where `flight.backlog` is not 0.
+    def check(self, held: int, flight: Flight, target: Target, rows: int, deadline: float) -> None:
+        """Let a request in, or not.
 
         Args:
-            flight: of its model.
+            held: requests this gateway holds.
+            flight: of the request's model.
             target: where it goes.
-            budget: seconds to its deadline.
-            now: of the monotonic clock.
+            rows: it has.
+            deadline: of the monotonic clock.
 
         Raises:
-            QueueFull: as many requests wait as the model's configuration allows.
+            QueueFull: a limit is reached.
             WaitTooLong: the deadline would pass before its turn.
         """
-        limit = target.max_queue_size
-        if limit and flight.known_backlog >= limit:
-            raise _full(
-                f"{flight.known_backlog} requests wait for model {target.model!r}; its max_queue_size is {limit}",
-                flight,
-                target,
-                now,
-                excess=flight.known_backlog - limit,
-            )
+        if held >= self._max_in_flight:
+            message = f"this gateway has {held} requests in flight; its limit is {self._max_in_flight}"
+            raise _full(f"{message} (--max-in-flight)", flight, target, monotonic())
+        if flight.rows + rows > self._max_rows:
+            raise self._too_many_rows(flight, target, rows)
+        if flight.backlog:
+            self._check_wait(flight, target, deadline)
+
+    def _too_many_rows(self, flight: Flight, target: Target, rows: int) -> QueueFull:
+        message = (
+            f"model {target.model!r} has {flight.rows} rows in flight at this gateway, the request {rows}; "
+            f"the limit is {self._max_rows} (--max-queue-rows)"
+        )
+        return _full(message, flight, target, monotonic(), excess=flight.rows + rows - self._max_rows)
+
+    def _check_wait(self, flight: Flight, target: Target, deadline: float) -> None:
+        now = monotonic()
+        budget = deadline - now
+        limit, waiting = target.max_queue_size, flight.known_backlog
+        if limit and waiting >= limit:
+            message = f"{waiting} requests wait for model {target.model!r}; its max_queue_size is {limit}"
+            raise _full(message, flight, target, now, excess=waiting - limit)
         wait = flight.wait(now)
         if wait is not None and wait > budget * _DEADLINE_SHARE:
             raise WaitTooLong(
                 f"the queue of model {target.model!r} is {wait:.3f} s long; the request has {budget:.3f} s",
                 retry_after=_jittered(wait - budget * _DEADLINE_SHARE),
-                position=flight.known_backlog + 1,
+                position=waiting + 1,
                 estimated_wait=wait,
             )
 
-    def too_many(self, flight: Flight, target: Target, now: float) -> QueueFull:
-        """The error of a gateway that holds all it may."""
-        return _full(
-            f"this gateway has {self.max_in_flight} requests in flight (--max-in-flight)", flight, target, now
-        )
-
-    def too_many_rows(self, flight: Flight, target: Target, rows: int, now: float) -> QueueFull:
-        """The error of a request whose rows would exceed what may be in flight for its model."""
-        return _full(
-            f"model {target.model!r} has {flight.rows} rows in flight at this gateway, the request has {rows}; "
-            f"at most {self.max_rows} are let in (--max-queue-rows)",
-            flight,
-            target,
-            now,
-            excess=flight.rows + rows - self.max_rows,
-        )
-
-    def refused(self, error: QueueFull, flight: Flight, target: Target, now: float) -> QueueFull:
+    @staticmethod
+    def refused(error: QueueFull, flight: Flight, target: Target) -> QueueFull:
         """The broker's refusal, with what this gateway knows of the queue."""
-        return _full(error.message, flight, target, now)
+        return _full(error.message, flight, target, monotonic())
 
 
 def _full(message: str, flight: Flight, target: Target, now: float, *, excess: int = 0) -> QueueFull:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Cancellations:
-    """Collects the cancellations of one event-loop tick into one notice a model. Best effort: never raises."""
+    """Collects the cancellations of an event-loop tick into one notice a model. Best effort: never raises."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus

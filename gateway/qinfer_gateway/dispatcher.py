@@ -133,15 +133,9 @@ class Dispatcher:
         flight = self._flights.get(target.model)
         if flight is None:
             flight = self._flights[target.model] = Flight()
-        calls, admission = self._calls, self._admission
+        calls = self._calls
         deadline = call.started + (timeout or self._timeout)
-        if len(calls) >= admission.max_in_flight:
-            raise admission.too_many(flight, target, monotonic())
-        if flight.rows + rows > admission.max_rows:
-            raise admission.too_many_rows(flight, target, rows, monotonic())
-        if flight.backlog:
-            now = monotonic()
-            admission.check(flight, target, deadline - now, now)
+        self._admission.check(len(calls), flight, target, rows, deadline)
         number = self._next_number = self._next_number + 1
         flight.count += 1
         flight.rows += rows
@@ -203,7 +197,7 @@ class Dispatcher:
         calls = [call for call in calls if call.sent_us == sent_us and call.number in self._calls]
         for call in self._recovery.refused(calls, error):
             if type(error) is QueueFull:
-                error = self._admission.refused(error, call.flight, call.target, monotonic())
+                error = self._admission.refused(error, call.flight, call.target)
             self._fail(call, error)
 
     # Back

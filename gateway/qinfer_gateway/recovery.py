@@ -1,10 +1,9 @@
 """What becomes of calls when the connection to the broker is lost.
 
 A frame that the broker had not confirmed may not be there; an answer that was sent meanwhile has reached
-nobody. So such calls are published again: the unconfirmed when the bus gives them up, which it does as soon as
-the connection has settled, the others when their answers have not come a moment after. Of two answers the
-first one wins. Where the broker stays away, callers hear of it after `patience`, or shortly before their
-deadlines.
+nobody. So such calls are published again: the unconfirmed when the bus gives them up, the others when their
+answers have not come a moment after the connection is back. Of two answers the first one wins. Where the
+broker stays away, callers hear of it after `patience`, or shortly before their deadlines.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class Recovery:
         return hopeless
 
     def unsent(self, call: Call, error: QInferError) -> bool:
-        """A call could not be handed to the connection: whether it waits for that, having been sent before."""
+        """The connection does not take a call: whether it waits for it, as one does that was sent before."""
         if not (call.request.attempt and isinstance(error, BusUnavailable) and self._repeatable(call)):
             return False
         self._doubtful[call.number] = call

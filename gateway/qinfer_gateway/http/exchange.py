@@ -22,8 +22,8 @@ from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress, decomp
 from qinfer_gateway.http.deadline import HEADER as TIMEOUT_HEADER
 from qinfer_gateway.http.deadline import read_timeout
 from qinfer_gateway.http.jsondata import encode_json
-from qinfer_gateway.refusal import metadata
 from qinfer_gateway.http.limits import ConnectionLimits
+from qinfer_gateway.refusal import metadata
 
 if TYPE_CHECKING:
     from qinfer_gateway.http.protocol import InferProtocol
