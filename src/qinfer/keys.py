@@ -69,7 +69,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     permissions: tuple[Permission, ...] = (Permission.INFERENCE,)
     rate: Positive | None = None
     burst: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    priority_ceiling: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] = 0
+    priority_ceiling: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
 
 
 class KeyEntry(Grant, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +95,7 @@ class KeyEntry(Grant, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    keys: list[KeyEntry] = []
+    keys: list[KeyEntry] | None = None
 
 
 def new_key() -> str:
@@ -153,7 +153,7 @@ def parse_keys(data: bytes | str, source: str) -> tuple[KeyEntry, ...]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: {_place(error)}: expected YAML") from None
     try:
-        entries = msgspec.convert(document or {}, _File).keys
+        entries = msgspec.convert(document or {}, _File).keys or []
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {field_of(error)}") from None
     _check(entries, source)

@@ -22,6 +22,7 @@ EXIT_SETUP = 2
 _BUILT_IN = {
     "doctor": "qinfer.cli.doctor:doctor",
     "infer": "qinfer.cli.infer:infer",
+    "keys": "qinfer.cli.keys:keys",
     "models": "qinfer.cli.models:models",
     "serve": "qinfer.cli.serve:serve",
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from qinfer.errors import (
     from_reason,
 )
 from qinfer.message import Tensor
+
+KEY_VARIABLE = "QINFER_API_KEY"
+"""Environment variable with the key that gateways are shown: a command line is no place for it."""
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _REASON = "X-QInfer-Reason"
@@ -54,14 +58,16 @@ class V2Client:
     """Talks to one server; every call opens a connection of its own.
 
     Args:
-        url: "http://HOST:PORT", or https.
+        url: "http://HOST:PORT", or https: the certificate has to be good by the authorities of the system, or
+            of the file that SSL_CERT_FILE names.
         timeout: seconds each call may take at each step on the network.
+        key: API key or token; None for the one in the environment (`KEY_VARIABLE`), if there is one.
 
     Raises:
         InvalidRequest: the URL is none.
     """
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, *, timeout: float = 30.0, key: str | None = None) -> None:
         parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
         try:
             self._port = parts.port
@@ -75,6 +81,8 @@ class V2Client:
         self._host = parts.hostname
         self._prefix = parts.path.rstrip("/")
         self._timeout = timeout
+        key = os.environ.get(KEY_VARIABLE, "") if key is None else key
+        self._credentials = {"Authorization": f"Bearer {key}"} if key else {}
 
     def is_ready(self) -> bool:
         """Whether the server says that all its models are ready."""
@@ -141,7 +149,7 @@ class V2Client:
         make = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = make(self._host, self._port, timeout=self._timeout)
         try:
-            connection.request(verb, self._prefix + path, body, dict(headers or {}))
+            connection.request(verb, self._prefix + path, body, {**self._credentials, **(headers or {})})
             response = connection.getresponse()
             raw = response.read()
         except TimeoutError:
