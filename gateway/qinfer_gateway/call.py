@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from qinfer.errors import QInferError
 from qinfer.message import Request, Response, ResponseFrame
 from qinfer.telemetry.tracing import RequestSpan
 from qinfer_gateway.admission import Flight
 from qinfer_gateway.catalog import Target
+
+if TYPE_CHECKING:
+    from qinfer_gateway.detours import Detour
 
 _NO_FLIGHT = Flight()  # of calls that were never submitted
 
@@ -27,11 +30,12 @@ class Call:
         sent_us: when it was published last, as its frame says; 0 before the first time.
         interrupted: the connection to the broker was lost while it was in flight.
         flight: of its model.
+        detour: where it, or its answer, does not go in a frame alone.
         span: when it is traced.
     """
 
     __slots__ = (
-        "deadline", "flight", "interrupted", "model", "number", "request", "request_id", "rows", "sent_us",
+        "deadline", "detour", "flight", "interrupted", "model", "number", "request", "request_id", "rows", "sent_us",
         "size", "span", "started", "target",
     )  # fmt: skip
 
@@ -54,6 +58,7 @@ class Call:
         self.sent_us = 0
         self.interrupted = False
         self.flight = _NO_FLIGHT
+        self.detour: Detour | None = None
         self.span: RequestSpan | None = None
 
     def status(self, error: QInferError | None) -> int:

@@ -22,12 +22,13 @@ from qinfer.errors import (
     QueueFull,
     ShuttingDown,
 )
-from qinfer.message import Request, decode_response_frame
+from qinfer.message import Request, Response, ResponseFrame, decode_response_frame
 from qinfer_gateway.admission import Admission, Flight
 from qinfer_gateway.call import Call
 from qinfer_gateway.cancellations import Cancellations
 from qinfer_gateway.catalog import Target
 from qinfer_gateway.deadlines import Deadlines
+from qinfer_gateway.detours import Detours
 from qinfer_gateway.observer import Observer
 from qinfer_gateway.outbox import Outbox
 from qinfer_gateway.recovery import Recovery
@@ -50,6 +51,7 @@ class Dispatcher:
         max_queue_rows: rows of calls held at once for one model; 0 for no limit.
         timeout: seconds a call without a deadline of its own may take.
         patience: seconds that calls in flight wait for a broker that is away.
+        max_claim_bytes: bytes held at once of tensors that are too large for a message.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Dispatcher:
         timeout: float,
         max_queue_rows: int = 0,
         patience: float = 10.0,
+        max_claim_bytes: int = 512 << 20,
     ) -> None:
         self._bus = bus
         self._observer = observer
@@ -73,6 +76,14 @@ class Dispatcher:
         self._deadlines = Deadlines(self._calls, lambda number: self._expire(self._calls[number]))
         self._outbox = Outbox(
             bus, self._calls, observer, expired=self._expire, unsent=self._unsent, refused=self._refused
+        )
+        self._detours = Detours(
+            bus,
+            observer,
+            max_claim_bytes=max_claim_bytes,
+            leave=self._leave,
+            answer=self._answer,
+            fail=self._fail,
         )
         self._cancellations = Cancellations(bus)
         self._recovery = Recovery(
@@ -110,24 +121,21 @@ class Dispatcher:
         Args:
             call: gets the answer.
             target: where to.
-            request: its `id`, `deadline_us` are set here. It is kept until the call ends.
+            request: its `id`, `deadline_us` are set here, and the data of its inputs are taken out where they
+                are too large for a message. It is kept until the call ends.
             timeout: seconds the caller allows from the call's start; 0 for the default.
 
         Raises:
             InvalidRequest: it does not fit the model's signature.
             QueueFull: too many calls are in flight, or wait for the model.
             WaitTooLong: the call would not be answered in its time.
-            PayloadTooLarge: larger than the broker takes.
+            PayloadTooLarge: larger than this gateway takes.
             ShuttingDown: this gateway is draining.
         """
         _, rows = target.signature.check(request)
         size = _REQUEST_OVERHEAD
         for tensor in request.inputs:
             size += len(tensor.data)
-        if size > self._bus.max_payload:
-            raise PayloadTooLarge(
-                f"request of {size} bytes is above the broker's max_payload of {self._bus.max_payload} bytes"
-            )
         if self._draining:
             raise ShuttingDown("this gateway is shutting down", retry_after=1.0)
         flight = self._flights.get(target.model)
@@ -136,6 +144,9 @@ class Dispatcher:
         calls = self._calls
         deadline = call.started + (timeout or self._timeout)
         self._admission.check(len(calls), flight, target, rows, deadline)
+        detour = None
+        if size > self._bus.max_payload or request.idempotency:
+            detour = self._detours.admit(size)
         number = self._next_number = self._next_number + 1
         flight.count += 1
         flight.rows += rows
@@ -152,7 +163,10 @@ class Dispatcher:
         calls[number] = call
         if deadline < self._deadlines.next:
             self._deadlines.add(deadline)
-        self._outbox.add(call, target)
+        if detour is None:
+            self._outbox.add(call, target)
+        else:
+            self._detours.begin(call, detour)
         if self._observer.watches:
             self._observer.started(call, request, target.subject)
 
@@ -179,8 +193,12 @@ class Dispatcher:
                 self._fail(call, error)
         self._recovery.close()
         self._deadlines.close()
+        await self._detours.close()
 
     # Out
+
+    def _leave(self, call: Call) -> None:
+        self._outbox.add(call, call.target)
 
     def _resend(self, call: Call) -> None:
         self._observer.stats.resent += 1
@@ -189,6 +207,8 @@ class Dispatcher:
     def _unsent(self, calls: Sequence[Call], error: QInferError) -> None:
         """Calls could not be handed to the connection."""
         for call in calls:
+            if isinstance(error, PayloadTooLarge) and self._detours.relieve(call):
+                continue
             if not self._recovery.unsent(call, error):
                 self._fail(call, error)
 
@@ -222,11 +242,19 @@ class Dispatcher:
             found = calls.pop(response.id, None)
             if found is None:
                 self._observer.stats.dropped += 1
+                if response.claim:
+                    self._detours.discard(response)
+                continue
+            if response.claim:
+                calls[response.id] = found
+                self._detours.fetch(found, frame, response)
                 continue
             call = found
             rows += call.rows
             call.flight.count -= 1
             call.flight.rows -= call.rows
+            if call.detour is not None:
+                self._detours.ended(call, answered=True)
             if response.error is None:
                 call.answered(frame, response)
             else:
@@ -236,6 +264,17 @@ class Dispatcher:
             call.flight.heard(frame, rows, call.target.max_rows, now)
         if not calls:
             self._idle.set()
+
+    def _answer(self, call: Call, frame: ResponseFrame, response: Response) -> None:
+        """A call's answer came on a detour."""
+        if not self._take(call, answered=True):
+            self._observer.stats.dropped += 1
+            return
+        if response.error is None:
+            call.answered(frame, response)
+        else:
+            call.failed(response.error.exception())
+        self._observer.answered(call, frame, response, monotonic())
 
     def _complain(self, what: str, *about: object) -> None:
         """Count what concerns no call, and say so now and then: it may come with every frame."""
@@ -259,11 +298,13 @@ class Dispatcher:
             call.failed(error)
             self._observer.failed(call, error)
 
-    def _take(self, call: Call) -> bool:
+    def _take(self, call: Call, *, answered: bool = False) -> bool:
         """Whether the call was in flight; it is no longer."""
         if self._calls.pop(call.number, None) is None:
             return False
         call.flight.ended(call.rows)
+        if call.detour is not None:
+            self._detours.ended(call, answered=answered)
         if not self._calls:
             self._idle.set()
         return True

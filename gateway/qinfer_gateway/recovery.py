@@ -136,7 +136,8 @@ class Recovery:
 
     def _again(self, calls: Iterable[Call]) -> None:
         for call in calls:
-            if call.number in self._calls and self._repeatable(call):
+            # One that was not sent yet has large tensors, which are still on their way.
+            if call.number in self._calls and call.sent_us and self._repeatable(call):
                 call.request.attempt += 1
                 self._resend(call)
 

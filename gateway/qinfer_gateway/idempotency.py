@@ -1,0 +1,113 @@
+"""Idempotency keys: how they are named on the bus, and the answers kept under them.
+
+See "Asking again" in `docs/protocol.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+
+import msgspec
+
+from qinfer.bus import Bus
+from qinfer.errors import InternalError, InvalidRequest, KeyReused, QInferError, Retry
+from qinfer.message import Request, Response, ResponseFrame, decode_response_frame
+
+KEY_HEADER = "idempotency-key"
+"""HTTP header and gRPC metadata a caller gives its key in."""
+
+MAX_KEY = 255
+"""Most characters of a key."""
+
+_OFF_LOOP_BYTES = 256 * 1024
+_encode = msgspec.msgpack.Encoder(order="sorted").encode
+
+
+def check_key(text: str) -> str:
+    """Return a key that may be one.
+
+    Raises:
+        InvalidRequest: it is empty, too long, or has other characters than printable ASCII.
+    """
+    if not 1 <= len(text) <= MAX_KEY or not (text.isascii() and text.isprintable()):
+        raise InvalidRequest(
+            f"Idempotency-Key {text[:40]!r} of {len(text)} characters; expected 1 to {MAX_KEY} printable "
+            "ASCII characters"
+        )
+    return text
+
+
+def name_of(tenant: str, model: str, version: str, key: str) -> str:
+    """The name an answer is kept under: 64 hexadecimal digits. `version` is the one asked for, maybe ""."""
+    return sha256(_encode([tenant, model, version, key])).hexdigest()
+
+
+async def fingerprint(request: Request) -> str:
+    """A hash of what a request asks: inputs, wanted outputs and parameters. 64 hexadecimal digits."""
+    if sum([len(tensor.data) for tensor in request.inputs]) <= _OFF_LOOP_BYTES:
+        return _fingerprint(request)
+    return await asyncio.to_thread(_fingerprint, request)  # hashing lets others run
+
+
+def _fingerprint(request: Request) -> str:
+    inputs = [[tensor.name, tensor.datatype, tensor.shape, len(tensor.data)] for tensor in request.inputs]
+    digest = sha256(_encode([inputs, request.outputs, request.parameters]))
+    for tensor in request.inputs:
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+class Kept:
+    """A response found in the bucket of answers.
+
+    Attributes:
+        frame: the frame it lies there in.
+        response: the response.
+        revision: of the entry.
+    """
+
+    __slots__ = ("frame", "response", "revision")
+
+    def __init__(self, frame: ResponseFrame, response: Response, revision: int) -> None:
+        self.frame = frame
+        self.response = response
+        self.revision = revision
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the answer, now and later; else nothing was run to its end."""
+        error = self.response.error
+        return error is None or error.exception().retry is Retry.NEVER
+
+    def check(self, request: Request) -> None:
+        """Make sure that it answers this request.
+
+        Raises:
+            KeyReused: it answers another.
+        """
+        if self.response.fingerprint != request.fingerprint:
+            raise KeyReused(
+                "this idempotency key was used before, with another request; expected the same inputs, "
+                "outputs and parameters, or a new key"
+            )
+
+
+async def find_kept(bus: Bus, name: str) -> Kept | None:
+    """The response kept under a name.
+
+    Raises:
+        BusUnavailable: the broker does not answer.
+        InternalError: what lies there is no response.
+    """
+    entry = await bus.get(bus.names.answers_bucket, name)
+    if entry is None:
+        return None
+    data, revision = entry
+    try:
+        frame = decode_response_frame(data)
+    except QInferError as error:
+        raise InternalError(f"the answer kept under the idempotency key cannot be read: {error}") from None
+    if len(frame.responses) != 1:
+        raise InternalError(f"{len(frame.responses)} answers are kept under the idempotency key; expected 1")
+    return Kept(frame, frame.responses[0], revision)
