@@ -21,6 +21,7 @@ from qinfer_gateway.http.jsondata import encode_json, pack, to_json, to_raw
 from qinfer_gateway.parameters import RequestParameters, check_input, check_output, read_parameters
 
 _NO_DATA = msgspec.Raw(b"")
+_NO_SIZE = object()
 
 
 class _Input(msgspec.Struct, gc=False):
@@ -186,8 +187,8 @@ def _input_data(given: _Input, tail: bytes | memoryview, offset: int) -> tuple[b
     """An input's raw bytes and where the next binary input begins."""
     parameters = given.parameters or {}
     check_input(given.name, parameters)
-    size = parameters.get("binary_data_size")
-    if size is None:
+    size = parameters.get("binary_data_size", _NO_SIZE)
+    if size is _NO_SIZE:
         if given.data is _NO_DATA:
             raise InvalidRequest(f"input {given.name!r} has neither data nor binary_data_size")
         return to_raw(given.name, given.datatype, given.shape, given.data), offset
@@ -213,8 +214,8 @@ def _wanted_outputs(outputs: list[_Output], body: InferBody) -> None:
         if not parameters:
             continue
         check_output(output.name, parameters)
-        wanted = parameters.get("binary_data")
-        if wanted is not None:
+        if "binary_data" in parameters:
+            wanted = parameters["binary_data"]
             if not isinstance(wanted, bool):
                 raise InvalidRequest(
                     f"output {output.name!r}: binary_data is {wanted!r}; expected true or false"

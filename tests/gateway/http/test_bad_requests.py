@@ -104,6 +104,11 @@ JSON_BODIES: dict[str, tuple[Any, list[str]]] = {
         {**GOOD, "outputs": [{"name": "y", "parameters": {"binary_data": 1}}]},
         ["'y'"],
     ),
+    "binary_data null": (
+        {**GOOD, "outputs": [{"name": "y", "parameters": {"binary_data": None}}]},
+        ["'y'", "binary_data is None", "true or false"],
+    ),
+    "binary_data_size null": (with_input(parameters={"binary_data_size": None}), ["'x'", "both"]),
     "data and binary data": (with_input(parameters={"binary_data_size": 8}), ["'x'", "both"]),
     "binary data that is not there": (
         with_input(data=None, parameters={"binary_data_size": 8}),
@@ -176,6 +181,7 @@ def binary(size: Any, raw: bytes, *, header_length: Any = None, coding: str = ""
         (binary(-8, b"12345678"), ["'x'", "binary_data_size is -8"]),
         (binary(True, b"1"), ["'x'", "binary_data_size"]),
         (binary("8", b"12345678"), ["'x'", "binary_data_size"]),
+        (binary(None, b"12345678"), ["'x'", "binary_data_size is None"]),
         (binary(2**70, b"12345678"), ["'x'", "8 bytes"]),
         (binary(8, b"12345678", header_length=10_000), ["Inference-Header-Content-Length is 10000"]),
         (binary(8, b"12345678", header_length=5), ["malformed JSON"]),

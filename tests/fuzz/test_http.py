@@ -1,0 +1,85 @@
+"""Requests made from the OpenAPI document, good and bad, against a served system.
+
+Checked of every answer: it is no fault of the server's, its status, headers and body are those of the document,
+and good requests are answered where bad ones are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import Case, HookContext
+
+from qinfer_gateway.http import openapi
+from tests.helpers import served_models
+from tests.helpers.system import System
+
+patient = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+def narrowed() -> Mapping[str, Any]:
+    """The document as a client of one model would write it: what fits it is answered, and nothing else is."""
+    document = copy.deepcopy(openapi.build())
+    parts = document["components"]
+    parts["parameters"]["model"]["schema"] = {"enum": [served_models.IDENTITY["UINT8"]]}
+    parts["parameters"]["version"]["schema"] = {"enum": ["1"]}
+    del parts["schemas"]["RequestParameters"]["properties"]["timeout"]  # a short one passes
+    parts["schemas"]["InferInput"] = {
+        "type": "object",
+        "properties": {
+            "name": {"enum": ["x"]},
+            "datatype": {"enum": ["UINT8"]},
+            "shape": {"const": [2, 3]},
+            "data": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 0, "maximum": 255},
+                "minItems": 6,
+                "maxItems": 6,
+            },
+        },
+        "required": ["name", "datatype", "shape", "data"],
+    }
+    parts["schemas"]["InferRequest"]["properties"]["inputs"] |= {"minItems": 1, "maxItems": 1}
+    parts["schemas"]["InferRequestedOutput"]["properties"]["name"] = {"enum": ["y"]}
+    # What these say has to fit the body, other requests or the time they take: no schema can ask for that.
+    unfit = {"Inference-Header-Content-Length", "Content-Encoding", "Idempotency-Key", "x-qinfer-timeout-ms"}
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["parameters"] = [
+                parameter
+                for parameter in operation["parameters"]
+                if parameter["$ref"].rpartition("/")[2] not in unfit
+            ]
+            if "requestBody" in operation:
+                operation["requestBody"]["content"].pop("application/octet-stream", None)
+    return document
+
+
+anything = schemathesis.openapi.from_dict(openapi.build())
+fitting = schemathesis.openapi.from_dict(dict(narrowed()))
+
+
+@fitting.hook
+def map_body(_: HookContext, body: Any) -> Any:
+    """Write integers as integers: to JSON Schema 1.0 is one, to the server it is not."""
+    if isinstance(body, float) and body.is_integer():
+        return int(body)
+    if isinstance(body, list):
+        return [map_body(_, element) for element in body]
+    return {name: map_body(_, value) for name, value in body.items()} if isinstance(body, dict) else body
+
+
+@anything.parametrize()
+@patient
+def test_any_request(case: Case, system: System) -> None:
+    case.call_and_validate(base_url=f"http://{system.http}")
+
+
+@fitting.parametrize()
+@patient
+def test_requests_for_a_model(case: Case, system: System) -> None:
+    case.call_and_validate(base_url=f"http://{system.http}")
