@@ -5,11 +5,14 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from qinfer.bus.base import Bus
+from qinfer.bus.security import NatsSecurity
 from qinfer.errors import SetupError
 from qinfer.naming import Names
 
 
-def connect(url: str, *, namespace: str = "default", name: str = "qinfer") -> Bus:
+def connect(
+    url: str, *, namespace: str = "default", name: str = "qinfer", security: NatsSecurity | None = None
+) -> Bus:
     """The bus for a URL; `start()` it next.
 
     Args:
@@ -17,15 +20,18 @@ def connect(url: str, *, namespace: str = "default", name: str = "qinfer") -> Bu
             bus shared by everything in this process that uses the same NAME.
         namespace: the fleet's namespace.
         name: what the broker shows this connection as.
+        security: files for TLS and credentials; those that the environment names when it is None.
 
     Raises:
-        SetupError: no bus speaks the URL's scheme.
+        SetupError: no bus speaks the URL's scheme, or the files are wrong.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("nats", "tls", "ws", "wss"):
         from qinfer.bus.nats import NatsBus
 
-        return NatsBus(url.split(","), names=Names(namespace), name=name)
+        if security is None:
+            security = NatsSecurity.from_environment()
+        return NatsBus(url.split(","), names=Names(namespace), name=name, security=security)
     if scheme == "memory":
         from qinfer.bus.memory import MemoryBus
 
