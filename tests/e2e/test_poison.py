@@ -125,8 +125,9 @@ async def test_the_letter_tells_the_story(
 
 
 async def eventually_empty(running: Fleet) -> None:
-    while await running.queued(MODEL):
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while await running.queued(MODEL):
+            await asyncio.sleep(0.01)
 
 
 async def worker(running: Fleet) -> asyncio.subprocess.Process:
@@ -137,7 +138,7 @@ async def test_what_was_only_held_by_a_dying_worker_is_not_suspected_for_long(
     system: System, journal: Path
 ) -> None:
     """Several culprits at once, one after the other: the innocent are never given up."""
-    values = [value if value % 5 else POISON for value in range(1, 31)]
+    values = [1, 2, POISON, 4, 5, 6, POISON, 8]
     answers = await asyncio.gather(*(ask(system.http_port, value) for value in values))
     for value, answer in zip(values, answers, strict=True):
         if value == POISON:

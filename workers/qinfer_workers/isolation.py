@@ -51,7 +51,7 @@ class Case:
         served: what runs it.
         version: the wanted version; empty for the newest.
         members: those of its requests that are still to be run, by their place in the frame.
-        runs: what is known of earlier runs.
+        runs: what is known of earlier runs; none of a request that was answered.
         recorded: there is a record of them.
     """
 
@@ -79,6 +79,7 @@ class Isolation:
         turn: held while suspects run; shared by all models of a worker.
         run: runs members as one batch and returns when they are answered.
         give_up: answers a member with an error.
+        answered: ends a member that an earlier delivery answered.
         wanted: whether a member is still to be run; answers or drops it where not.
         give_back: returns a frame to the queue after some seconds.
     """
@@ -94,6 +95,7 @@ class Isolation:
         turn: asyncio.Lock,
         run: Callable[[ServedVersion, Sequence[Member]], Awaitable[None]],
         give_up: Callable[[ServedVersion, Member, QInferError], None],
+        answered: Callable[[ServedVersion, Member], None],
         wanted: Callable[[ServedVersion, Member], bool],
         give_back: Callable[[HeldFrame, float, Iterable[Member]], None],
     ) -> None:
@@ -105,6 +107,7 @@ class Isolation:
         self._turn = turn
         self._run = run
         self._give_up = give_up
+        self._answered = answered
         self._wanted = wanted
         self._give_back = give_back
         self._cases: list[Case] = []  # bounded by the worker's credit
@@ -161,7 +164,10 @@ class Isolation:
     async def _examine(self, case: Case) -> None:
         await self._load(case)
         for place, member in list(case.members.items()):
-            if self._hopeless(case.runs[place]):
+            if not case.runs[place]:
+                del case.members[place]
+                self._answered(case.served, member)
+            elif self._hopeless(case.runs[place]):
                 await self._bury(case, place, member)
         while group := self._next_group(case):
             await self._note(case, group)
@@ -170,6 +176,8 @@ class Isolation:
             self._running = None
             for place in group:
                 del case.members[place]
+                if not case.held.unsent:
+                    case.runs[place] = []  # recorded with the next run
         if case.recorded:
             await self._bus.delete(self._bus.names.suspects_bucket, self._record_key(case))
 
@@ -209,7 +217,7 @@ class Isolation:
         mates = [member.request_id for member in case.members.values()]
         unrecorded = Attempt("", 0, mates if len(mates) > 1 else [])
         for place in case.members:
-            case.runs[place] = case.runs.get(place) or [unrecorded]
+            case.runs.setdefault(place, [unrecorded])
 
     async def _note(self, case: Case, group: Sequence[int]) -> None:
         """Record a run that is about to begin."""

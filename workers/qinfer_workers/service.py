@@ -48,7 +48,7 @@ _HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
 _AVERAGE = 0.1  # weight of the latest frame in the average size of frames
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class ServedVersion:
     """A loaded version: its configuration, instances, and where its batches form."""
 
@@ -115,6 +115,7 @@ class ModelService:
             turn=turn or asyncio.Lock(),
             run=self._run_alone,
             give_up=self._give_up,
+            answered=self._close,
             wanted=self._is_wanted,
             give_back=self._give_back,
         )
@@ -424,6 +425,10 @@ class ModelService:
         """End a request that nobody waits for."""
         member.cancelled = True
         served.recorder.refused(Cancelled("the caller has gone"), member.request, member.frame)
+        self._close(served, member)
+
+    def _close(self, _: ServedVersion, member: Member) -> None:
+        """End a request without a word."""
         self._credit.freed(member.rows)
         self._senders.answered(member.frame.reply_to, 1)
         self._close_requests(member.frame)
