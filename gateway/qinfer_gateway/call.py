@@ -35,8 +35,8 @@ class Call:
     """
 
     __slots__ = (
-        "deadline", "detour", "flight", "interrupted", "model", "number", "request", "request_id", "rows", "sent_us",
-        "size", "span", "started", "target",
+        "deadline", "detour", "flight", "interrupted", "model", "number", "request", "request_id", "rows",
+        "sent_us", "size", "span", "started", "target",
     )  # fmt: skip
 
     protocol: ClassVar[str]

@@ -28,7 +28,7 @@ from qinfer.message import KEPT, Request, Response, encode_claim, redeem_claim
 
 logger = logging.getLogger(__name__)
 
-_TRANSFERS = 4  # at once, each a chunk at a time: other messages of the connection wait for no more than these
+_TRANSFERS = 4  # at once, each a chunk at a time: other messages wait for no more than these
 _READ_ATTEMPTS = 5
 _REMOVE_ATTEMPTS = 6
 _PAUSE = 0.25  # seconds after the first attempt that failed; doubled each time
@@ -61,8 +61,8 @@ class Claims:
         self._check(size, "request")
         if self._waiting or self.held_bytes + size > self._max_bytes:
             raise QueueFull(
-                f"this gateway holds {self.held_bytes} bytes of large tensors; a request of {size} bytes does "
-                f"not fit into its {self._max_bytes} (--max-claim-bytes)",
+                f"this gateway holds {self.held_bytes} bytes of large tensors; a request of {size} bytes "
+                f"does not fit into its {self._max_bytes} (--max-claim-bytes)",
                 retry_after=1.0,
             )
         self.held_bytes += size
@@ -124,7 +124,7 @@ class Claims:
             self.remove(response.claim)
 
     def remove(self, name: str) -> None:
-        """Remove what is stored under a name, in the background. Best effort: the store forgets in the end."""
+        """Remove what is stored under a name, in the background. Best effort: the store forgets it some day."""
         task = asyncio.create_task(self._remove(name), name=f"remove {name}")
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
@@ -139,8 +139,8 @@ class Claims:
     def _check(self, size: int, what: str) -> None:
         if size > self._max_bytes:
             raise PayloadTooLarge(
-                f"{what} of {size} bytes is above this gateway's limit of {self._max_bytes} bytes for tensors "
-                "that are too large for a message (--max-claim-bytes)"
+                f"{what} of {size} bytes is above this gateway's limit of {self._max_bytes} bytes for "
+                "tensors that are too large for a message (--max-claim-bytes)"
             )
 
     async def _room(self, size: int) -> None:

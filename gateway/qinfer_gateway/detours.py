@@ -105,7 +105,7 @@ class Detours:
 
     def relieve(self, call: Call) -> bool:
         """A call turned out too large for a message by its names or parameters: whether a detour helps."""
-        if call.detour is not None or not any([len(tensor.data) for tensor in call.request.inputs]):
+        if call.detour is not None or not any(len(tensor.data) for tensor in call.request.inputs):
             return False
         try:
             self._claims.admit(call.size)

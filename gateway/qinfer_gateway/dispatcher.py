@@ -223,16 +223,8 @@ class Dispatcher:
     # Back
 
     def _receive(self, data: bytes) -> None:
-        try:
-            frame = decode_response_frame(data)
-        except QInferError as error:
-            self._complain("a worker's answer cannot be read: %s", error)
-            return
-        if frame.error is not None:
-            # It names no request: whose they were is known when their deadline passes.
-            self._complain(
-                "worker %s cannot read this gateway's requests: %s", frame.worker, frame.error.message
-            )
+        frame = self._read(data)
+        if frame is None:
             return
         now = monotonic()  # the loop's clock counts milliseconds, too coarse for latencies
         calls = self._calls
@@ -264,6 +256,21 @@ class Dispatcher:
             call.flight.heard(frame, rows, call.target.max_rows, now)
         if not calls:
             self._idle.set()
+
+    def _read(self, data: bytes) -> ResponseFrame | None:
+        """A frame with responses; None where it has none."""
+        try:
+            frame = decode_response_frame(data)
+        except QInferError as error:
+            self._complain("a worker's answer cannot be read: %s", error)
+            return None
+        if frame.error is not None:
+            # It names no request: whose they were is known when their deadline passes.
+            self._complain(
+                "worker %s cannot read this gateway's requests: %s", frame.worker, frame.error.message
+            )
+            return None
+        return frame
 
     def _answer(self, call: Call, frame: ResponseFrame, response: Response) -> None:
         """A call's answer came on a detour."""

@@ -13,6 +13,7 @@ import msgspec
 from qinfer.bus import Bus
 from qinfer.errors import InternalError, InvalidRequest, KeyReused, QInferError, Retry
 from qinfer.message import Request, Response, ResponseFrame, decode_response_frame
+from qinfer_gateway.catalog import Target
 
 KEY_HEADER = "idempotency-key"
 """HTTP header and gRPC metadata a caller gives its key in."""
@@ -41,6 +42,26 @@ def check_key(text: str) -> str:
 def name_of(tenant: str, model: str, version: str, key: str) -> str:
     """The name an answer is kept under: 64 hexadecimal digits. `version` is the one asked for, maybe ""."""
     return sha256(_encode([tenant, model, version, key])).hexdigest()
+
+
+def set_key(request: Request, target: Target, key: str | None, *, ids: bool) -> None:
+    """Name the answer of a request that came with a key, or whose identifier is one.
+
+    Args:
+        request: its tenant is known already.
+        target: where it goes.
+        key: what the caller gave as its key; None for nothing.
+        ids: request identifiers are keys where no other is given.
+
+    Raises:
+        InvalidRequest: it can be no key.
+    """
+    if key is not None:
+        check_key(key)
+    elif ids:
+        key = request.request_id
+    if key:
+        request.idempotency = name_of(request.tenant, target.model, target.wanted_version, key)
 
 
 async def fingerprint(request: Request) -> str:

@@ -19,6 +19,9 @@ class GatewayOptions:
         metrics_host, metrics_port: address of `/metrics`; port -1 for none.
         reuse_port: share the ports with other gateway processes of this host.
         max_body_bytes: largest request body, before and after decompression.
+        max_claim_bytes: what this process holds at once of tensors that are too large for a message; more
+            requests are answered 429, and larger ones 413.
+        idempotent_request_ids: the identifier of a request is its idempotency key, unless it has one.
         request_timeout: deadline of a request that names none.
         max_in_flight: requests this process holds at once; more are answered 429.
         max_queue_rows: rows this process holds at once for one model; more are answered 429. 0 for no limit.
@@ -47,6 +50,8 @@ class GatewayOptions:
     metrics_port: int = -1
     reuse_port: bool = False
     max_body_bytes: int = 64 * 1024 * 1024
+    max_claim_bytes: int = 512 * 1024 * 1024
+    idempotent_request_ids: bool = False
     request_timeout: float = 30.0
     max_in_flight: int = 4096
     max_queue_rows: int = 0

@@ -73,6 +73,7 @@ class Gateway:
             max_queue_rows=options.max_queue_rows,
             timeout=options.request_timeout,
             patience=options.broker_patience,
+            max_claim_bytes=options.max_claim_bytes,
         )
         front = Front(bus, directory, catalog)
         if options.metrics_port >= 0:
@@ -123,6 +124,7 @@ class Gateway:
             threads=threads,
             access=security.access,
             limits=security.limits,
+            ids_are_keys=options.idempotent_request_ids,
         )
         self.http = HttpServer(
             make_app(front, security.access),
@@ -151,6 +153,7 @@ class Gateway:
             access=self._security.access,
             tls=self._security.tls,
             limits=self._security.limits,
+            ids_are_keys=options.idempotent_request_ids,
         )
         await self.grpc.start()
 

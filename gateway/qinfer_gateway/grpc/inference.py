@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from time import monotonic
 from typing import TypeAlias
 
-from qinfer.errors import DeadlineExceeded, QInferError, ShuttingDown
+from qinfer.errors import DeadlineExceeded, InvalidRequest, QInferError, ShuttingDown
 from qinfer.keys import Permission
 from qinfer.message import Response, ResponseFrame
 from qinfer.proto import METHODS, ModelInferRequest
@@ -18,6 +18,7 @@ from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.grpc.codec import decode_request, encode_response, parse
 from qinfer_gateway.grpc.status import Context, fail, unexpected
+from qinfer_gateway.idempotency import KEY_HEADER, set_key
 
 OFF_LOOP_BYTES = 64 * 1024
 """Typed contents of more bytes are converted in a thread, so that they do not hold up the other calls."""
@@ -64,11 +65,19 @@ class Inference:
         dispatcher: where calls go.
         threads: for the conversion of large typed contents.
         access: the credentials that are accepted; None where none are asked for.
+        ids_are_keys: the identifier of a request is its idempotency key, unless it has one.
     """
 
     def __init__(
-        self, catalog: Catalog, dispatcher: Dispatcher, threads: Executor, access: Access | None = None
+        self,
+        catalog: Catalog,
+        dispatcher: Dispatcher,
+        threads: Executor,
+        access: Access | None = None,
+        *,
+        ids_are_keys: bool = False,
     ) -> None:
+        self._ids_are_keys = ids_are_keys
         self._access = access
         self._catalog = catalog
         self._dispatcher = dispatcher
@@ -103,8 +112,16 @@ class Inference:
         """
         identify(self._access, context, Permission.INFERENCE, count=False)
 
-    async def submit(self, call: GrpcCall, data: bytes, context: Context) -> None:
+    async def submit(
+        self, call: GrpcCall, data: bytes, context: Context, *, streamed: bool = False
+    ) -> None:
         """Decode a request and send it on its way; the call gets the answer.
+
+        Args:
+            call: gets the answer.
+            data: the serialised request.
+            context: of the RPC.
+            streamed: the RPC's metadata are those of other requests, too.
 
         Raises:
             QInferError: it was refused, which has been counted.
@@ -124,13 +141,23 @@ class Inference:
                 request, timeout = decode_request(message)
             else:
                 request, timeout = await self._loop.run_in_executor(self._threads, decode_request, message)
+            key: str | None = None
             for name, value in context.invocation_metadata() or ():
                 if name == "traceparent":
                     request.traceparent = str(value)
                 elif name == "tracestate":
                     request.tracestate = str(value)
+                elif name == KEY_HEADER:
+                    key = str(value)
             if principal is not ANONYMOUS:
                 principal.stamp(request)
+            if key is not None or self._ids_are_keys:
+                if key is not None and streamed:
+                    raise InvalidRequest(
+                        f"{KEY_HEADER!r} is in the metadata of a stream, which are those of all its requests; "
+                        "expected it with ModelInfer"
+                    )
+                set_key(request, target, key, ids=self._ids_are_keys)
             timeout = _allowed(call, timeout, context.time_remaining(), monotonic())
             self._dispatcher.submit(call, target, request, timeout=timeout)
         except QInferError as error:

@@ -34,6 +34,7 @@ _KEEP_ALIVE_MS = 60_000
 _KEEP_ALIVE_TIMEOUT_MS = 20_000
 _MIN_CLIENT_PING_MS = 10_000
 _CLOSING = 1.0  # seconds of refusing before the drain; callers that never stop asking are cut off then
+_LARGEST_MESSAGE = 2**31 - 1  # grpcio counts no further
 _OTHER_RPCS = 1024  # questions, watches and streams that may be open beside the calls in flight
 
 
@@ -52,6 +53,7 @@ class GrpcServer:
         access: the credentials that are accepted; None where none are asked for.
         tls: None to speak without.
         limits: what a connection may take.
+        ids_are_keys: the identifier of a request is its idempotency key, unless it has one.
     """
 
     def __init__(
@@ -69,13 +71,16 @@ class GrpcServer:
         access: Access | None = None,
         tls: ServerTls | None = None,
         limits: ConnectionLimits | None = None,
+        ids_are_keys: bool = False,
     ) -> None:
         self._tls = tls
         self._host = host
         self.port = port
         self._reuse_port = reuse_port
         self._stopping = asyncio.Event()
-        self._inference = inference = Inference(catalog, dispatcher, threads, access)
+        self._inference = inference = Inference(
+            catalog, dispatcher, threads, access, ids_are_keys=ids_are_keys
+        )
         self._streams = Streams(inference)
         self._server: Any = grpc.aio.server(
             options=_options(
@@ -128,7 +133,7 @@ def _options(*, reuse_port: bool, max_body_bytes: int, limits: ConnectionLimits)
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.server_handshake_timeout_ms", int(limits.receive * 1000)),
         ("grpc.so_reuseport", int(reuse_port)),
-        ("grpc.max_receive_message_length", max_body_bytes),
+        ("grpc.max_receive_message_length", min(max_body_bytes, _LARGEST_MESSAGE)),
         ("grpc.max_send_message_length", -1),  # a response is as large as the broker let it be
         # Notice dead peers, whose calls would be worked on in vain, and put up with clients that do the same.
         ("grpc.keepalive_time_ms", _KEEP_ALIVE_MS),

@@ -98,7 +98,7 @@ class _Stream:
             call = self._inference.new_call()
             await self._calls.put(call)
             try:
-                await self._inference.submit(call, data, self._context)
+                await self._inference.submit(call, data, self._context, streamed=True)
             except QInferError as error:
                 call.failed(error)
             except asyncio.CancelledError:

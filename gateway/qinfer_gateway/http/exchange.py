@@ -23,6 +23,7 @@ from qinfer_gateway.http.deadline import HEADER as TIMEOUT_HEADER
 from qinfer_gateway.http.deadline import read_timeout
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.http.limits import ConnectionLimits
+from qinfer_gateway.idempotency import KEY_HEADER, set_key
 from qinfer_gateway.refusal import metadata
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ OFF_LOOP_BYTES = 64 * 1024
 _MAX_DIGITS = 18
 _MAX_CHUNKS = 1024  # a body that trickles in by bytes takes no more memory than its bytes
 _HEADER_LENGTH = b"inference-header-content-length"
+_KEY = KEY_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
 WANTED_HEADERS = frozenset(
     (
         _HEADER_LENGTH,
+        _KEY,
         b"content-length",
         b"content-encoding",
         b"accept-encoding",
@@ -66,6 +69,7 @@ class HttpFront:
         threads: for large bodies.
         access: the credentials that are accepted; None where none are asked for.
         limits: what a connection may take.
+        ids_are_keys: the identifier of a request is its idempotency key, unless it has one.
     """
 
     def __init__(
@@ -77,7 +81,9 @@ class HttpFront:
         threads: Executor,
         access: Access | None = None,
         limits: ConnectionLimits | None = None,
+        ids_are_keys: bool = False,
     ) -> None:
+        self.ids_are_keys = ids_are_keys
         self.catalog = catalog
         self.dispatcher = dispatcher
         self.max_body_bytes = max_body_bytes
@@ -215,7 +221,7 @@ class Exchange(Call):
 
     def _too_large(self) -> None:
         limit = self._front.max_body_bytes
-        self.break_off(PayloadTooLarge(f"request body is above the limit of {limit} bytes"))
+        self.break_off(PayloadTooLarge(f"request body is above the limit of {limit} bytes (--max-body)"))
 
     # Request
 
@@ -265,10 +271,18 @@ class Exchange(Call):
             if _TIMEOUT in self.headers:
                 allowed = read_timeout(self.headers[_TIMEOUT])
                 timeout = min(timeout, allowed) if timeout else allowed
+            if _KEY in self.headers or self._front.ids_are_keys:
+                self._set_key(body)
             self._front.dispatcher.submit(self, self._target, body.request, timeout=timeout)
         except QInferError as error:
             self.request_id = body.request.request_id
             self._reject(error)
+
+    def _set_key(self, body: InferBody) -> None:
+        key = self.headers.get(_KEY)
+        given = None if key is None else key.decode("latin-1")
+        if self._target is not None:
+            set_key(body.request, self._target, given, ids=self._front.ids_are_keys)
 
     def _reject(self, error: QInferError) -> None:
         """Answer with an error before the request was submitted."""
@@ -330,7 +344,11 @@ class Exchange(Call):
         self.response_complete = True
         head, body = encoded
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._protocol.transport.write(b"".join((head, end, body)))
+        if len(body) > OFF_LOOP_BYTES:
+            self._protocol.transport.write(head + end)
+            self._protocol.transport.write(body)  # not copied
+        else:
+            self._protocol.transport.write(b"".join((head, end, body)))
         self._protocol.exchange_done(self)
 
     # Threads

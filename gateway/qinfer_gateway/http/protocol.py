@@ -32,8 +32,8 @@ _DISCARD_SECONDS = 2.0
 _MAX_HEADS = 1024
 _MAX_KNOWN_HEAD = 2048
 _MAX_TURNED_AWAY = 256  # connections above the limit that are told so, at once
-# Not worth keeping, or not said by the head alone. A trace context is new with every request.
-_UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"traceparent"))
+# Not worth keeping, or not said by the head alone. Trace contexts and keys are new with every request.
+_UNPLAIN = frozenset((b"transfer-encoding", b"expect", b"upgrade", b"traceparent", b"idempotency-key"))
 _FRAMING = (b"content-length", b"transfer-encoding")
 
 

@@ -222,6 +222,20 @@ gateway_options = _stack(
         help="Largest request body, before and after decompression.",
     ),
     click.option(
+        "--max-claim-bytes",
+        type=Size(),
+        default=512 * 1024 * 1024,
+        show_default="512MiB",
+        help="What a gateway holds at once of tensors too large for a message of the broker; requests beyond "
+        "are answered 429, or 413 where one alone is larger.",
+    ),
+    click.option(
+        "--idempotent-request-ids/--no-idempotent-request-ids",
+        default=False,
+        show_default=True,
+        help="Take the id of a request for its Idempotency-Key, where it has none: the same id is run once.",
+    ),
+    click.option(
         "--request-timeout",
         type=click.FloatRange(0.001, 86400),
         default=30.0,

@@ -26,8 +26,8 @@ class ServeOptions:
         storage: where the broker keeps queued requests.
         replicas: copies of the queues a NATS cluster keeps.
         max_payload: largest message of the embedded broker.
-        max_body_bytes, request_timeout, max_in_flight, max_queue_rows, broker_patience, log_requests: as for
-            the gateway.
+        max_body_bytes, max_claim_bytes, idempotent_request_ids, request_timeout, max_in_flight,
+            max_queue_rows, broker_patience, log_requests: as for the gateway.
         ack_wait, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         drain_timeout: how long each role may take to finish its work at shutdown.
         startup_timeout: how long until the models must be ready.
@@ -51,6 +51,8 @@ class ServeOptions:
     replicas: int = 1
     max_payload: int = DEFAULT_MAX_PAYLOAD
     max_body_bytes: int = 64 * 1024 * 1024
+    max_claim_bytes: int = 512 * 1024 * 1024
+    idempotent_request_ids: bool = False
     request_timeout: float = 30.0
     max_in_flight: int = 4096
     max_queue_rows: int = 0

@@ -25,6 +25,8 @@ def gateway(
         f"--grpc-port={grpc_port}",
         f"--metrics-port={metrics_port}",
         f"--max-body={options.max_body_bytes}",
+        f"--max-claim-bytes={options.max_claim_bytes}",
+        *(["--idempotent-request-ids"] if options.idempotent_request_ids else []),
         f"--request-timeout={options.request_timeout}",
         f"--max-in-flight={options.max_in_flight}",
         f"--max-queue-rows={options.max_queue_rows}",
