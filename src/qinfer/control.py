@@ -37,6 +37,9 @@ INDEX = "repository-index"
 CHANGE = "repository-change"
 """Topic of `Bus.ask` on which every worker loads and unloads models."""
 
+EVERYTHING = "*"
+"""Stands for all models of a repository where their names are expected, as in Triton."""
+
 MAX_OVERRIDE = 256 * 1024
 """Largest configuration, in bytes of JSON, that may come with a load; as large as one in a file may be."""
 
@@ -223,8 +226,8 @@ class FleetRepository:
         for worker in workers:
             if worker.control != "explicit":
                 raise Unsupported(
-                    f"worker {worker.id} does not let models be loaded or unloaded: its --model-control-mode is"
-                    f" {worker.control}; expected explicit"
+                    f"worker {worker.id} does not let models be loaded or unloaded: its --model-control-mode"
+                    f" is {worker.control}; expected explicit"
                 )
         return workers
 
@@ -255,7 +258,9 @@ class FleetRepository:
     async def _heard(self, condition: Callable[[], bool]) -> None:
         """Wait a moment until this process, too, has heard of what the workers have written."""
         give_up = asyncio.get_running_loop().time() + _HEARD_SECONDS
-        while not condition() and asyncio.get_running_loop().time() < give_up:
+        while not condition():
+            if asyncio.get_running_loop().time() > give_up:
+                return
             await asyncio.sleep(_PAUSE / 4)
 
 
@@ -272,7 +277,7 @@ def merge(answers: Iterable[IndexAnswer]) -> dict[tuple[str, str], ModelState]:
             continue  # one worker has not loaded what another has
         best = max((state for _, state in states), key=lambda state: _RANK[state.state])
         reasons = {state.reason: worker for worker, state in states if state.reason}
-        only = len(states) == 1 or len(reasons) == 1 and best.reason
+        only = len(states) == 1 or (len(reasons) == 1 and best.reason)
         reason = "; ".join(text if only else f"worker {worker}: {text}" for text, worker in reasons.items())
         merged[name, version] = ModelState(name, version, best.state, reason)
     return merged

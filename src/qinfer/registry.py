@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
@@ -134,7 +135,12 @@ class Registration:
         self._task = asyncio.create_task(self._keep(), name="registration")
 
     async def update(
-        self, *, models: dict[str, list[str]], problems: dict[str, str], records: Iterable[ModelRecord]
+        self,
+        *,
+        models: dict[str, list[str]],
+        problems: dict[str, str],
+        records: Iterable[ModelRecord],
+        forget: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
         """Tell everybody at once that this worker serves other models now.
 
@@ -144,13 +150,16 @@ class Registration:
             models: the versions of each model, ascending.
             problems: what could not be loaded, and why.
             records: a record for each of the versions.
+            forget: versions of models whose records are removed: after the new ones are there, so that a
+                model of which another version is served now is known all the time, and before the worker's
+                is renewed, so that no version is known that nobody serves.
         """
         self._worker = msgspec.structs.replace(self._worker, models=models, problems=problems)
         self._models = list(records)
         if self._task is None:
             return
         try:
-            await self._write()
+            await self._write(forget)
         except QInferError as error:
             logger.warning("the fleet will hear later of changed models: %s", error)
             self._soon()
@@ -207,7 +216,7 @@ class Registration:
             self._written.pop(key, None)
         self._missed = missing
 
-    async def _write(self) -> None:
+    async def _write(self, forget: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
         """Write what is not written yet of the models' records, then the worker's."""
         async with self._writing:
             written = {}
@@ -217,6 +226,7 @@ class Registration:
                     await self._bus.put(self._bus.names.models_bucket, key, value)
                 written[key] = value
             self._written = written
+            await forget_models(self._bus, forget)
             await self._renew()
 
     async def _renew(self) -> None:
@@ -280,9 +290,9 @@ class Directory:
         return self._serving.get(model, set())
 
     def served_by_others(self, model: str, version: str, worker: str) -> bool:
-        """Whether a live worker other than `worker` serves a version."""
+        """Whether a live worker other than `worker` serves a version, or any for version ""."""
         return any(
-            version in record.models.get(model, ())
+            version in record.models.get(model, ()) or (not version and model in record.models)
             for record, _ in self._workers.values()
             if record.id != worker and not record.draining
         )

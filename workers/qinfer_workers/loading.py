@@ -50,6 +50,7 @@ async def load_version(
     on_done: Callable[[str, Completion], None],
     tracing: Tracing | None,
     subject: str,
+    stats: ModelStats | None = None,
 ) -> ServedVersion:
     """Load every instance of one version of a model.
 
@@ -58,6 +59,7 @@ async def load_version(
         on_done: called on the event loop with the version and each batch its instances are done with.
         tracing: makes spans; None when tracing is off.
         subject: where the model's requests are published.
+        stats: counters to go on with; None for new ones.
 
     Raises:
         QInferError: it cannot be loaded; instances loaded before are closed again.
@@ -93,7 +95,7 @@ async def load_version(
         config=config,
         instances=instances,
         signature=Signature(config.inputs, config.outputs, config.max_batch_size),
-        recorder=BatchRecorder(ModelStats(config.name, str(version)), tracing, subject),
+        recorder=BatchRecorder(stats or ModelStats(config.name, str(version)), tracing, subject),
     )
 
 
@@ -127,8 +129,8 @@ def _as_config_error(model: str, directory: Path) -> Iterator[None]:
         raise ConfigError(f"{directory}: {type(error).__name__}: {error}") from error
 
 
-def record_of(served: ServedVersion) -> ModelRecord:
-    """The registry record of a loaded version."""
+def record_of(served: ServedVersion, override: str = "") -> ModelRecord:
+    """The registry record of a loaded version; `override` is the configuration that came with a request."""
     config = served.config
     return ModelRecord(
         name=config.name,
@@ -139,6 +141,7 @@ def record_of(served: ServedVersion) -> ModelRecord:
         inputs=tuple(_tensor(spec) for spec in config.inputs),
         outputs=tuple(_tensor(spec) for spec in config.outputs),
         config=config.proto,
+        override=override,
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qinfer.control import Mode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
@@ -14,7 +16,10 @@ class WorkerOptions:
     Attributes:
         nats: URL of the broker; may hold credentials, so it is never logged.
         repositories: model repositories to load from.
-        models: names of the models to load; empty for all.
+        models: names of the models to load; empty for all, or for none in mode "explicit"; "*" for all.
+        model_control_mode: when models are loaded and unloaded after the start: "none" for never, "poll" for
+            when the repository changes, "explicit" for when somebody asks.
+        repository_poll_secs: how often a repository is looked at in mode "poll".
         namespace: several fleets can share one NATS account, each in its namespace.
         metrics_host, metrics_port: address of `/metrics`; port -1 for none.
         drain_timeout: how long batches in hand may take to finish at shutdown.
@@ -29,6 +34,8 @@ class WorkerOptions:
     nats: str
     repositories: tuple[Path, ...]
     models: tuple[str, ...] = ()
+    model_control_mode: Mode = "none"
+    repository_poll_secs: float = 15.0
     namespace: str = "default"
     metrics_host: str = "127.0.0.1"
     metrics_port: int = -1

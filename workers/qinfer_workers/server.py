@@ -10,7 +10,7 @@ import socket
 from contextlib import AsyncExitStack
 
 from qinfer.bus import connect
-from qinfer.lifecycle import until_stopped
+from qinfer.lifecycle import READY, notify, on_hangup, until_stopped
 from qinfer.telemetry.metrics import WorkerCollector, new_registry
 from qinfer.telemetry.server import MetricsServer
 from qinfer.telemetry.tracing import tracing_from_env
@@ -41,7 +41,9 @@ async def serve(options: WorkerOptions) -> None:
         await bus.start()
         stack.push_async_callback(bus.close)
         stack.push_async_callback(worker.drain)
+        await stack.enter_async_context(on_hangup(worker.look, stopped.set))
         await worker.start()
         gc.freeze()  # models and modules live as long as the process: keep the collector off them
+        notify(READY)
         await stopped.wait()
         logger.info("worker %s drains", worker.id)

@@ -271,6 +271,21 @@ gateway_options = _stack(
 
 worker_options = _stack(
     click.option(
+        "--model-control-mode",
+        type=click.Choice(["none", "poll", "explicit"]),
+        default="none",
+        show_default=True,
+        help="When models are loaded and unloaded after the start: never, when the repository changes, or "
+        "when somebody asks; in mode explicit only --model is loaded at the start.",
+    ),
+    click.option(
+        "--repository-poll-secs",
+        type=click.FloatRange(0.1, 86400),
+        default=15.0,
+        show_default=True,
+        help="How often the repositories are looked at in mode poll.",
+    ),
+    click.option(
         "--ack-wait",
         type=click.FloatRange(0.1, 86400),
         default=5.0,

@@ -11,6 +11,7 @@ from qinfer.repository.config import (
     from_message,
     to_message,
 )
+from qinfer.repository.fingerprint import fingerprints
 from qinfer.repository.metadata import ModelMetadata, TensorMetadata, config_json, model_metadata
 from qinfer.repository.scan import ModelEntry, Problem, Repository
 
@@ -28,6 +29,7 @@ __all__ = [
     "VersionPolicy",
     "complete",
     "config_json",
+    "fingerprints",
     "from_message",
     "model_metadata",
     "to_message",

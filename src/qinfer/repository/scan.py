@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from google.protobuf import json_format
 
 from qinfer.errors import ConfigError, InvalidRequest, ModelNotFound, QInferError, SetupError
 from qinfer.naming import escape
 from qinfer.proto import ModelConfig as ModelConfigMessage
 from qinfer.repository import files, pbtxt, platforms, yaml
 from qinfer.repository.config import ModelConfig, from_message
-from qinfer.repository.document import Document, Fault
+from qinfer.repository.document import Document, Fault, Position
 from qinfer.repository.validate import check
 
 CONFIG_FILES = {"config.pbtxt": pbtxt.read, "config.yaml": yaml.read}
@@ -83,18 +86,32 @@ class Repository:
                 problems.append(Problem(model=_shown(name), path=directories[-1], error=error))
         return entries, problems
 
-    def load(self, name: str) -> ModelEntry:
+    def names(self) -> list[str]:
+        """Names of all models, also of those that are wrong.
+
+        Raises:
+            SetupError: a directory of the repository cannot be read any more.
+        """
+        return sorted(_shown(name) for name in self._directories())
+
+    def load(self, name: str, override: str = "") -> ModelEntry:
         """Read one model.
+
+        Args:
+            name: its name.
+            override: a configuration to use instead of its file: `inference.ModelConfig` as JSON. What it
+                names, such as labels, is still looked for in the model's directory.
 
         Raises:
             ModelNotFound: there is no such model.
             ConfigError: it is wrong.
+            InvalidRequest: the override is no JSON of a configuration.
         """
         directories = self._directories().get(name)
         if directories is None:
             where = ", ".join(str(path) for path in self.paths)
             raise ModelNotFound(f"no model {name!r} in the model repository; expected a directory in {where}")
-        return _load(name, directories)
+        return _load(name, directories, override)
 
     def _directories(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
@@ -117,7 +134,7 @@ def _root(path: str | os.PathLike[str]) -> Path:
     return root.resolve()
 
 
-def _load(name: str, directories: Sequence[Path]) -> ModelEntry:
+def _load(name: str, directories: Sequence[Path], override: str = "") -> ModelEntry:
     directory = directories[0]
     _check_name(name, directory)
     if len(directories) > 1:
@@ -128,7 +145,7 @@ def _load(name: str, directories: Sequence[Path]) -> ModelEntry:
     files.confine(directory, directory.parent)
     try:
         available = tuple(sorted(files.version_directories(directory)))
-        document = _read(directory)
+        document = _given(override) if override else _read(directory)
         return _entry(name, directory, document, available)
     except OSError as error:
         path = error.filename or directory
@@ -163,6 +180,22 @@ def _read(directory: Path) -> Document:
             f"{directory / 'config.yml'}: found this name; expected {' or '.join(CONFIG_FILES)}"
         )
     return Document(name=str(directory))
+
+
+def _given(override: str) -> Document:
+    """A configuration that came with a request."""
+    message = ModelConfigMessage()
+    try:
+        json_format.Parse(override, message)
+        given = json.loads(override)
+    except (json_format.ParseError, ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"parameters.config: {error}; expected the JSON of a model configuration"
+        ) from None
+    # A position is for the lines of a file; but whether this field was written down matters.
+    written = not given.keys().isdisjoint(("max_batch_size", "maxBatchSize"))
+    positions = {"max_batch_size": Position(1, 1)} if written else {}
+    return Document(name="parameters.config", message=message, positions=positions)
 
 
 def _entry(name: str, directory: Path, document: Document, available: Sequence[int]) -> ModelEntry:

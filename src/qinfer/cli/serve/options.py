@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qinfer.control import Mode
 from qinfer.embedded.server import DEFAULT_MAX_PAYLOAD
 
 
@@ -15,7 +16,8 @@ class ServeOptions:
 
     Attributes:
         repositories: model repositories.
-        models: names of the models to load; empty for all.
+        models: names of the models to load; empty for all, or for none in mode "explicit"; "*" for all.
+        model_control_mode, repository_poll_secs: as for the worker.
         nats: the broker; None to run one here.
         namespace: several fleets can share one broker, each in its namespace.
         host: address the gateways listen on.
@@ -38,6 +40,8 @@ class ServeOptions:
 
     repositories: tuple[Path, ...]
     models: tuple[str, ...] = ()
+    model_control_mode: Mode = "none"
+    repository_poll_secs: float = 15.0
     nats: str | None = None
     namespace: str = "default"
     host: str = "127.0.0.1"

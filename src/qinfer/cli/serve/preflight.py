@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from qinfer.cli import security
 from qinfer.cli.options import NATS_FILES
 from qinfer.cli.serve.options import ServeOptions
+from qinfer.control import EVERYTHING
 from qinfer.embedded import find_binary
 from qinfer.errors import SetupError
 from qinfer.keys import read_keys
@@ -83,16 +84,20 @@ def _check_models(options: ServeOptions) -> Findings:
     entries, problems = Repository(*options.repositories).scan()
     names = [entry.config.name for entry in entries]
     broken = {problem.model: problem for problem in problems}
-    for name in options.models:
+    everything = EVERYTHING in options.models
+    named = [name for name in options.models if name != EVERYTHING]
+    for name in named:
         if name in broken:
             raise SetupError(f"--model {name}: {broken[name].error.message}")
         if name not in names:
             known = ", ".join(sorted(names)) or "none"
             raise SetupError(f"--model {name}: no such model in the repository; there are: {known}")
-    if options.models:
-        names = [name for name in names if name in options.models]
+    if named and not everything:
+        names = [name for name in names if name in named]
         problems = []
-    if not names:
+    if options.model_control_mode == "explicit" and not named and not everything:
+        names, problems = [], []  # others will say what is to be loaded
+    elif not names and options.model_control_mode != "poll":
         where = ", ".join(str(path) for path in options.repositories)
         why = "".join(f"\n  {problem.model}: {problem.error.message}" for problem in problems)
         versions = {problem.path for problem in problems if problem.model.isdecimal()}

@@ -45,6 +45,8 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
         "worker",
         *(f"--model={name}" for name in options.models),
         f"--metrics-port={metrics_port}",
+        f"--model-control-mode={options.model_control_mode}",
+        f"--repository-poll-secs={options.repository_poll_secs}",
         f"--ack-wait={options.ack_wait}",
         f"--max-deliver={options.max_deliver}",
         f"--storage={options.storage}",
