@@ -145,5 +145,3 @@ async def test_what_was_only_held_by_a_dying_worker_is_not_suspected_for_long(
             assert answer.reason == "poisoned"
         else:
             assert answer.outputs()["y"] == [value + 1], answer.error
-
-
