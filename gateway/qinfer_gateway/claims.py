@@ -124,7 +124,7 @@ class Claims:
             self.remove(response.claim)
 
     def remove(self, name: str) -> None:
-        """Remove what is stored under a name, in the background. Best effort: the store forgets it some day."""
+        """Remove what is stored under a name, in the background. Best effort: the store forgets anyway."""
         task = asyncio.create_task(self._remove(name), name=f"remove {name}")
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)

@@ -9,12 +9,12 @@ from typing import TypeAlias
 
 from qinfer.errors import DeadlineExceeded, InvalidRequest, QInferError, ShuttingDown
 from qinfer.keys import Permission
-from qinfer.message import Response, ResponseFrame
+from qinfer.message import Request, Response, ResponseFrame
 from qinfer.proto import METHODS, ModelInferRequest
 from qinfer_gateway.auth.access import Access
 from qinfer_gateway.auth.grpc import identify
 from qinfer_gateway.auth.principal import ANONYMOUS
-from qinfer_gateway.catalog import Catalog
+from qinfer_gateway.catalog import Catalog, Target
 from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.grpc.codec import decode_request, encode_response, parse
 from qinfer_gateway.grpc.status import Context, fail, unexpected
@@ -112,9 +112,7 @@ class Inference:
         """
         identify(self._access, context, Permission.INFERENCE, count=False)
 
-    async def submit(
-        self, call: GrpcCall, data: bytes, context: Context, *, streamed: bool = False
-    ) -> None:
+    async def submit(self, call: GrpcCall, data: bytes, context: Context, *, streamed: bool = False) -> None:
         """Decode a request and send it on its way; the call gets the answer.
 
         Args:
@@ -141,23 +139,9 @@ class Inference:
                 request, timeout = decode_request(message)
             else:
                 request, timeout = await self._loop.run_in_executor(self._threads, decode_request, message)
-            key: str | None = None
-            for name, value in context.invocation_metadata() or ():
-                if name == "traceparent":
-                    request.traceparent = str(value)
-                elif name == "tracestate":
-                    request.tracestate = str(value)
-                elif name == KEY_HEADER:
-                    key = str(value)
             if principal is not ANONYMOUS:
                 principal.stamp(request)
-            if key is not None or self._ids_are_keys:
-                if key is not None and streamed:
-                    raise InvalidRequest(
-                        f"{KEY_HEADER!r} is in the metadata of a stream, which are those of all its requests; "
-                        "expected it with ModelInfer"
-                    )
-                set_key(request, target, key, ids=self._ids_are_keys)
+            self._read_metadata(request, target, context, streamed=streamed)
             timeout = _allowed(call, timeout, context.time_remaining(), monotonic())
             self._dispatcher.submit(call, target, request, timeout=timeout)
         except QInferError as error:
@@ -167,6 +151,24 @@ class Inference:
             fault = unexpected("ModelInfer", error)
             self._dispatcher.refused(call, model, fault)
             raise fault from error
+
+    def _read_metadata(self, request: Request, target: Target, context: Context, *, streamed: bool) -> None:
+        """Take over what an RPC's metadata say of its request: trace context and idempotency key."""
+        key: str | None = None
+        for name, value in context.invocation_metadata() or ():
+            if name == "traceparent":
+                request.traceparent = str(value)
+            elif name == "tracestate":
+                request.tracestate = str(value)
+            elif name == KEY_HEADER:
+                key = str(value)
+        if key is not None and streamed:
+            raise InvalidRequest(
+                f"{KEY_HEADER!r} is in the metadata of a stream, and so would be the key of all its requests; "
+                "expected it with ModelInfer"
+            )
+        if key is not None or self._ids_are_keys:
+            set_key(request, target, key, ids=self._ids_are_keys)
 
     def abandon(self, call: GrpcCall) -> None:
         """The caller has gone."""
