@@ -45,6 +45,7 @@ class TestNatsBus(BusContract):
             consumer="latest",
             inbox=bus._connection.client.new_inbox(),
             handler=inbox,
+            missing=Mailbox(),
             expires=0.2,
         )
         await consumer.start()

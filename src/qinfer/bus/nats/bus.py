@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -24,7 +25,7 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.js.errors import APIError, NoStreamResponseError
 
 from qinfer.bus.base import (
     AnswerHandler,
@@ -43,6 +44,7 @@ from qinfer.bus.nats.connection import Connection
 from qinfer.bus.nats.consumer import NatsConsumer
 from qinfer.bus.nats.registry import NatsListener, NatsWatcher, Registry
 from qinfer.bus.nats.storage import Blobs, DeadLetters
+from qinfer.bus.nats.trouble import patiently, unavailable
 from qinfer.bus.security import NatsSecurity
 from qinfer.errors import BusUnavailable, NoWorker, QInferError
 from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
@@ -50,6 +52,7 @@ from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
 logger = logging.getLogger(__name__)
 
 _API_TIMEOUT = 5.0
+_RETRY_WAIT = 0.5
 _ERR_STREAM_EXISTS = 10058
 
 
@@ -85,8 +88,8 @@ class NatsBus(Bus):
         self._registry = Registry(self._connection, self._jetstream, self.names)
         self._blobs = Blobs(self._connection, self._jetstream, self.names)
         self._letters = DeadLetters(self._jetstream, self.names)
-        self._connection.on_reconnect(self._start_restore)
-        self._connection.on_look(self._confirmations.look)
+        self._connection.on_reconnect(self._reconnected)
+        self._connection.on_look(self._look)
         await client.subscribe(
             f"{self._inbox}.>", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
         )
@@ -134,6 +137,9 @@ class NatsBus(Bus):
 
     async def declare(self, model: str, spec: QueueSpec) -> None:
         self._queues[model] = spec
+        await patiently(partial(self._declare, model, spec))
+
+    async def _declare(self, model: str, spec: QueueSpec) -> None:
         config = StreamConfig(
             name=self.names.stream(model),
             subjects=[self.names.stream_subjects(model)],
@@ -149,10 +155,8 @@ class NatsBus(Bus):
             await self._jetstream.add_stream(config)
         except APIError as error:
             if error.err_code != _ERR_STREAM_EXISTS:
-                raise _unavailable(error) from error
+                raise
             await self._update_stream(config)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
 
     async def _update_stream(self, config: StreamConfig) -> None:
         """Bring an existing stream to its configuration; what cannot be changed in place is kept."""
@@ -160,19 +164,17 @@ class NatsBus(Bus):
         if info.config.storage != config.storage:
             logger.warning("queue %s stays in %s storage: it exists", config.name, info.config.storage)
             config = config.evolve(storage=info.config.storage)
-        try:
-            await self._jetstream.update_stream(config)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
+        await self._jetstream.update_stream(config)
 
     async def consume(self, model: str, version: str, handler: DeliveryHandler) -> NatsConsumer:
-        await self._add_consumer(model, version)
+        await patiently(partial(self._add_consumer, model, version))
         consumer = NatsConsumer(
             self._connection,
             stream=self.names.stream(model),
             consumer=self.names.consumer(version),
             inbox=self._connection.client.new_inbox(),
             handler=handler,
+            missing=self._mend,
         )
         await consumer.start()
         self._consumers[model, version] = consumer
@@ -187,10 +189,7 @@ class NatsBus(Bus):
             max_ack_pending=-1,  # what is out at workers is bounded by their credit
             max_waiting=4096,
         )
-        try:
-            await self._jetstream.add_consumer(self.names.stream(model), config)
-        except nats.errors.Error as error:
-            raise _unavailable(error) from error
+        await self._jetstream.add_consumer(self.names.stream(model), config)
 
     async def clock_us(self, model: str) -> int:
         # The leader of the stream answers, and it is the one that stores the frames.
@@ -199,7 +198,7 @@ class NatsBus(Bus):
             answer = await self._connection.client.request(subject, timeout=_API_TIMEOUT)
             return _unix_us(json.loads(answer.data)["ts"])
         except (nats.errors.Error, OSError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         except (ValueError, KeyError, TypeError) as error:
             raise BusUnavailable("the broker does not tell its time; expected nats-server 2.10") from error
 
@@ -208,7 +207,7 @@ class NatsBus(Bus):
         try:
             info = await self._jetstream.consumer_info(self.names.stream(model), consumer)
         except (nats.errors.Error, OSError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
 
     def reply(self, reply_to: str, frame: bytes) -> None:
@@ -333,7 +332,7 @@ class NatsBus(Bus):
         try:
             yield
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     # Reconnect
 
@@ -343,14 +342,25 @@ class NatsBus(Bus):
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         self._connection.on_reconnect(handler)
 
-    def _start_restore(self) -> None:
+    def _look(self) -> None:
+        self._confirmations.look()
+        for consumer in self._consumers.values():
+            consumer.look()
+
+    def _reconnected(self) -> None:
         self._confirmations.reconnected()
         if self._restoring is not None:
             self._restoring.cancel()
         self._restoring = asyncio.create_task(self._restore())
 
+    def _mend(self) -> None:
+        """Something of ours is not at the broker any more, though the connection was never lost."""
+        if self._restoring is None or self._restoring.done():
+            logger.warning("a queue of this worker is gone from the broker; making it anew")
+            self._restoring = asyncio.create_task(self._restore())
+
     async def _restore(self) -> None:
-        """Make anew what a restarted broker may have forgotten, then pull again."""
+        """Make anew what the broker may have forgotten, then pull again."""
         self._registry.forget()
         self._blobs.forget()
         while not self._closed:
@@ -362,12 +372,12 @@ class NatsBus(Bus):
                     consumer.reset()
                 return
             except (QInferError, nats.errors.Error, OSError) as error:
-                logger.warning("the broker is back but not ready: %s", error)
-                await asyncio.sleep(0.5)
+                logger.warning("the broker is there but not ready: %s", error)
+                await asyncio.sleep(_RETRY_WAIT)
 
     async def _remake(self) -> None:
         for model, spec in list(self._queues.items()):
-            await self.declare(model, spec)
+            await self._declare(model, spec)
         for (model, version), consumer in list(self._consumers.items()):
             if not consumer.closed:
                 await self._add_consumer(model, version)
@@ -379,9 +389,3 @@ class NatsBus(Bus):
 def _unix_us(text: str) -> int:
     """Microseconds of an RFC 3339 time."""
     return (datetime.fromisoformat(text) - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
-
-
-def _unavailable(error: Exception) -> BusUnavailable:
-    if isinstance(error, NotFoundError):
-        return BusUnavailable(f"the broker has no such stream or consumer: {error}", retry_after=1.0)
-    return BusUnavailable(f"the broker refused: {error}", retry_after=1.0)

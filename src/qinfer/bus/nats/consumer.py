@@ -11,22 +11,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from qinfer.bus.base import Consumer, Delivery, DeliveryHandler
-from qinfer.bus.nats.connection import Connection
+from qinfer.bus.nats.connection import LOOK, Connection
 from qinfer.errors import BusUnavailable
 
-PULL_EXPIRES = 20.0
-"""Seconds a pull request stays open at the server."""
+PULL_EXPIRES = 5.0
+"""Seconds a pull request stays open at the server.
+
+Then the server says so. One that does not has lost the pull, and whoever asked would wait for ever.
+"""
 
 _UNUSED_HEADER = "Nats-Pending-Messages"
 _STATUS_HEADER = "Status"
+_EXPIRED, _NOBODY = "408", "503"
 _DRAIN_TIMEOUT = 2.0
 _STATUS_PAUSE = 0.25  # an error status would come back at once: do not spin on it
+_EXPIRY_PAUSE = 0.05  # pulls that expire one after the other are asked for again as one
+_GRACE = 2.0  # seconds by which the server's word about a pull may be late
+_MISSING_AFTER = 8  # times in a row that nobody listened where pulls are sent
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +73,15 @@ class NatsDelivery(Delivery):
 class NatsConsumer(Consumer):
     """One worker's pull on one durable consumer.
 
-    Credit is kept until frames use it up: an expired pull is asked for again.
+    Credit is kept until frames use it up: an expired pull is asked for again, and so is one that the server
+    has lost. Pulls share an inbox until that happens; what is said about lost ones comes to one of before.
+
+    Args:
+        stream, consumer: what to pull from.
+        inbox: a subject of its own for this consumer.
+        handler: gets the frames.
+        missing: called when the consumer seems not to exist (any more).
+        expires: see `PULL_EXPIRES`.
     """
 
     def __init__(
@@ -76,13 +92,20 @@ class NatsConsumer(Consumer):
         consumer: str,
         inbox: str,
         handler: DeliveryHandler,
+        missing: Callable[[], None],
         expires: float = PULL_EXPIRES,
     ) -> None:
         self._connection = connection
         self._next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox = inbox
+        self._generation = 0
+        self._reply = f"{inbox}.0"
         self._handler = handler
+        self._missing = missing
+        self._missed = 0
         self._expires_ns = int(expires * 1e9)
+        self._patience = (expires + _GRACE) / LOOK
+        self._silent = 0  # looks since the server was heard of
         self._subscription: Subscription | None = None
         self._asked = 0  # credit in open pulls at the server
         self._wanted = 0  # credit not asked for yet
@@ -93,7 +116,7 @@ class NatsConsumer(Consumer):
     async def start(self) -> None:
         # What waits in this subscription is bounded by credit, so nats-py need not bound it by dropping.
         self._subscription = await self._connection.client.subscribe(
-            self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
+            f"{self._inbox}.*", cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
         )
 
     @property
@@ -123,14 +146,31 @@ class NatsConsumer(Consumer):
             logger.warning("frames on their way come again after the ack wait: %r", error)
 
     def reset(self) -> None:
-        """After a reconnect the server has forgotten the open pulls: ask for their credit again."""
+        """The server has forgotten the open pulls, as after a reconnect: ask for their credit again."""
+        self.grant(self._write_off())
+
+    def look(self) -> None:
+        """Called every `LOOK` seconds while connected: find out whether the server has lost the pulls.
+
+        It may die, and hand over what it leads to others, without the connection noticing.
+        """
+        self._silent = self._silent + 1 if self._asked else 0
+        if self._silent > self._patience and not self.closed:
+            logger.warning("the broker has lost the pulls on %s; pulling again", self._next_subject)
+            self.reset()
+
+    def _write_off(self) -> int:
+        """Forget the open pulls; returns their credit."""
         lost, self._asked = self._asked, 0
-        self.grant(lost)
+        self._generation += 1
+        self._reply = f"{self._inbox}.{self._generation}"
+        self._silent = 0
+        return lost
 
     def acknowledge(self, subject: str) -> None:
         """Ack a frame; pull in the same message when credit waits to be asked for."""
         if self._wanted and not self.closed and self._connection.settled:
-            self.send(subject, b"+NXT " + self._take_pull(), reply=self._inbox)
+            self.send(subject, b"+NXT " + self._take_pull(), reply=self._reply)
         else:
             self.send(subject, b"+ACK")
 
@@ -152,18 +192,35 @@ class NatsConsumer(Consumer):
         self._flush_handle = None
         # Not connected, or answers would find nobody yet: `reset` asks again.
         if self._wanted and not self.closed and self._connection.settled:
-            self.send(self._next_subject, self._take_pull(), reply=self._inbox)
+            self.send(self._next_subject, self._take_pull(), reply=self._reply)
 
     async def _receive(self, message: Msg) -> None:
+        self._silent = 0
         if message.reply.startswith("$JS.ACK."):
+            self._missed = 0
             self._asked = max(0, self._asked - 1)
             self._handler(NatsDelivery(message, self))
-            return
-        # A status ends one pull: 408 it expired, 409 a limit or the server goes, 503 no such consumer.
-        headers = message.headers or {}
-        unused = min(self._asked, int(headers.get(_UNUSED_HEADER, self._asked)))
-        self._asked -= unused
+        elif message.subject == self._reply:
+            self._end_pull(message.headers or {})
+
+    def _end_pull(self, headers: dict[str, str]) -> None:
+        """A status ends one pull, 408 when it expired; without a count it is about them all.
+
+        Such are 503, nobody is there to pull from, and 409, the server goes, or its successor is there.
+        """
+        status = headers.get(_STATUS_HEADER)
+        if _UNUSED_HEADER in headers:
+            unused = min(self._asked, int(headers[_UNUSED_HEADER]))
+            self._asked -= unused
+        else:
+            unused = self._write_off()
         self._wanted += unused
+        self._missed = self._missed + 1 if status == _NOBODY else 0
+        if self._missed >= _MISSING_AFTER:
+            self._missed = 0
+            self._missing()
         if self._flush_handle is None and not self.closed:
-            delay = 0.0 if headers.get(_STATUS_HEADER) == "408" else _STATUS_PAUSE
+            delay = _STATUS_PAUSE
+            if status == _EXPIRED:
+                delay = _EXPIRY_PAUSE if self._asked else 0.0
             self._flush_handle = self._loop.call_later(delay, self._flush)

@@ -25,6 +25,10 @@ from qinfer.naming import Names
 
 _OPERATION = "KV-Operation"
 
+# Those who watch hear of an entry even when nobody can store it at the moment. Whoever renews one must not be
+# held up so long that they take it for dead (`WORKER_LIFETIME`).
+_PUT_TIMEOUT = 2.0
+
 
 class Registry:
     """Key-value buckets of one namespace, created on first use."""
@@ -36,12 +40,13 @@ class Registry:
         self._buckets: dict[str, KeyValue] = {}
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
-        try:
-            await (await self._bucket(bucket)).put(key, value)
-        except NoStreamResponseError:
-            # A broker that came back without its storage: make the bucket anew.
-            self._buckets.pop(bucket, None)
-            await (await self._bucket(bucket)).put(key, value)
+        async with asyncio.timeout(_PUT_TIMEOUT):
+            try:
+                await (await self._bucket(bucket)).put(key, value)
+            except NoStreamResponseError:
+                # A broker that came back without its storage: make the bucket anew.
+                self._buckets.pop(bucket, None)
+                await (await self._bucket(bucket)).put(key, value)
 
     async def delete(self, bucket: str, key: str) -> None:
         with contextlib.suppress(NotFoundError, NoStreamResponseError):
