@@ -28,16 +28,19 @@ from qinfer.errors import (
     Unauthenticated,
     Unavailable,
 )
+from qinfer_gateway.auth.rules import permission_for_route
 from qinfer_gateway.front import SERVER_VERSION
+from qinfer_gateway.http import deadline
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.http.openapi_schemas import Schema, components, ref
+from qinfer_gateway.refusal import POSITION, REASON, WAIT
 
 PATH = "/openapi.json"
 
 Errors = tuple[type[QInferError], ...]
 
-ANY: Errors = (InternalError, InvalidRequest, HeadTooLarge)
-"""What every request may be answered: that its bytes are no HTTP, for instance."""
+ANY: Errors = (InternalError, InvalidRequest, HeadTooLarge, Unavailable)
+"""What every request may be answered: its bytes are no HTTP, or there are too many connections already."""
 
 REFUSED: Errors = (Unauthenticated, Forbidden, RateLimited)
 """What a request may be answered where credentials are asked for."""
@@ -69,7 +72,6 @@ class Operation:
         body: name of the request body's schema; "" for none.
         errors: what it may be answered beside `ANY`.
         refused: name of the schema of an answer with status 400 that is no error.
-        permission: what a key has to allow; "" where no credentials are asked for.
         binary: bodies may carry raw tensors.
         headers: request headers beside those of every request.
     """
@@ -82,7 +84,6 @@ class Operation:
     body: str = ""
     errors: Errors = ()
     refused: str = ""
-    permission: str = ""
     binary: bool = False
     headers: tuple[str, ...] = ()
 
@@ -121,18 +122,18 @@ _PARAMETERS: dict[str, Schema] = {
         "description": "How the answer may be compressed: `gzip`, `deflate`.",
         "schema": {"type": "string"},
     },
-    "x-qinfer-timeout-ms": {
-        "name": "x-qinfer-timeout-ms",
+    deadline.HEADER: {
+        "name": deadline.HEADER,
         "in": "header",
-        "description": "Milliseconds the answer may take. The shortest of this, the parameter `timeout` and "
-        "the server's own limit counts.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,12}$"},
+        "description": "Milliseconds the answer may take, above 0. The shortest of this, the parameter "
+        "`timeout` and the server's own limit counts.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,12}([.][0-9]{1,9})?$"},
     },
     "Idempotency-Key": {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "Requests with the same key share one execution and its answer.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     },
     "traceparent": {
         "name": "traceparent",
@@ -157,12 +158,12 @@ _HEADERS: dict[str, Schema] = {
         "description": "Which credentials are expected.",
         "schema": {"type": "string"},
     },
-    "x-qinfer-queue-position": {
-        "description": "How many requests for the model are waiting before this one, where that is known.",
+    POSITION: {
+        "description": "The place in the model's queue that the request would have had, from 1, where known.",
         "schema": _NUMBER,
     },
-    "x-qinfer-estimated-wait": {
-        "description": "Seconds the request would have waited for its turn, where that is known.",
+    WAIT: {
+        "description": "Seconds until it would have been answered, where that is known.",
         "schema": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"},
     },
     "Accept-Encoding": {
@@ -183,20 +184,20 @@ _HEADERS: dict[str, Schema] = {
 _OF_STATUS: dict[int, tuple[str, ...]] = {
     401: ("WWW-Authenticate",),
     415: ("Accept-Encoding",),
-    429: ("x-qinfer-queue-position", "x-qinfer-estimated-wait"),
+    429: (POSITION, WAIT),
 }
 """Headers of answers with a status, beside those of every error."""
 
 _TRACE = ("traceparent", "tracestate")
 _INFER_HEADERS = (
     *("Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding"),
-    *("x-qinfer-timeout-ms", "Idempotency-Key", *_TRACE),
+    *(deadline.HEADER, "Idempotency-Key", *_TRACE),
 )
 
 
 def _about_model(path: str, version: str) -> Iterable[Operation]:
     """The operations on a model, or on one version of it."""
-    known: dict[str, Any] = {"errors": (ModelNotFound,), "permission": "inference"}
+    known: dict[str, Any] = {"errors": (ModelNotFound,)}
     yield Operation(
         method="get", path=path, id=f"model{version}Metadata", summary="Inputs, outputs, versions",
         answer="ModelMetadata", **known,
@@ -211,13 +212,11 @@ def _about_model(path: str, version: str) -> Iterable[Operation]:
     )  # fmt: skip
     yield Operation(
         method="get", path=f"{path}/stats", id=f"model{version}Statistics", summary="Its statistics",
-        answer="StatisticsReport", errors=(ModelNotFound, BusUnavailable, Unavailable),
-        permission="inference",
+        answer="StatisticsReport", errors=(ModelNotFound, BusUnavailable),
     )  # fmt: skip
     yield Operation(
         method="post", path=f"{path}/infer", id=f"infer{version}", summary="Run the model",
-        answer="InferAnswer", body="InferRequest", errors=INFER, permission="inference", binary=True,
-        headers=_INFER_HEADERS,
+        answer="InferAnswer", body="InferRequest", errors=INFER, binary=True, headers=_INFER_HEADERS,
     )  # fmt: skip
 
 
@@ -225,7 +224,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(method="get", path=PATH, id="openApi", summary="This document", answer="OpenApi"),
     Operation(
         method="get", path="/v2", id="serverMetadata", summary="Name, version, extensions",
-        answer="ServerMetadata", permission="inference",
+        answer="ServerMetadata",
     ),
     Operation(
         method="get", path="/v2/health/live", id="serverLive", summary="Whether the process works",
@@ -236,12 +235,12 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Whether every known model can be asked",
     ),
     Operation(
-        method="get", path="/v2/models", id="models", answer="ModelList", permission="inference",
+        method="get", path="/v2/models", id="models", answer="ModelList",
         summary="All models, with what could not be loaded",
     ),
     Operation(
         method="get", path="/v2/models/stats", id="statistics", summary="Statistics of all models",
-        answer="StatisticsReport", errors=(BusUnavailable, Unavailable), permission="inference",
+        answer="StatisticsReport", errors=(BusUnavailable,),
     ),
     *_about_model("/v2/models/{model}", ""),
     *_about_model("/v2/models/{model}/versions/{version}", "Version"),
@@ -285,16 +284,17 @@ def build() -> dict[str, Any]:
 def _operation(operation: Operation) -> dict[str, Any]:
     in_path = tuple(name for name in ("model", "version") if f"{{{name}}}" in operation.path)
     parameters = (*in_path, *operation.headers)
+    permission = permission_for_route(operation.path)
     described: dict[str, Any] = {
         "operationId": operation.id,
         "summary": operation.summary,
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in parameters],
         "responses": _responses(operation),
         # A gateway that was given neither keys nor an issuer of JWTs asks nobody.
-        "security": [{}, {"bearer": []}, {"key": []}] if operation.permission else [],
+        "security": [{}, {"bearer": []}, {"key": []}] if permission else [],
     }
-    if operation.permission:
-        described["x-qinfer-permission"] = operation.permission
+    if permission is not None:
+        described["x-qinfer-permission"] = permission.value
     if operation.body:
         described["requestBody"] = {"required": True, "content": _content(operation.body, operation.binary)}
     return described
@@ -312,7 +312,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.binary:
         success["headers"] = _headers("Content-Encoding", "Inference-Header-Content-Length")
     responses = {"200": success}
-    kinds = {*ANY, *operation.errors, *(REFUSED if operation.permission else ())}
+    kinds = {*ANY, *operation.errors, *(REFUSED if permission_for_route(operation.path) else ())}
     for status in sorted({kind.http_status for kind in kinds}):
         of_status = [kind for kind in BY_REASON.values() if kind in kinds and kind.http_status == status]
         responses[str(status)] = _error(status, of_status)
@@ -333,7 +333,7 @@ def _error(status: int, kinds: list[type[QInferError]]) -> dict[str, Any]:
     }
     return {
         "description": "\n".join(lines),
-        "headers": {"x-qinfer-reason": reason, **_headers(*names)},
+        "headers": {REASON: reason, **_headers(*names)},
         "content": {"application/json": {"schema": ref("Error")}},
     }
 
@@ -345,5 +345,5 @@ def _headers(*names: str) -> dict[str, Any]:
 def _add_refusal(response: dict[str, Any], schema: str) -> None:
     """Let a status mean "no" beside the errors it stands for; a no has no reason."""
     response["description"] += "\n- no reason: it is not."
-    response["headers"]["x-qinfer-reason"]["required"] = False
+    response["headers"][REASON]["required"] = False
     response["content"]["application/json"]["schema"] = {"anyOf": [ref(schema), ref("Error")]}
