@@ -88,6 +88,23 @@ async def test_a_run_is_recorded_before_it_begins(stage: Stage, gate: threading.
     await stage.responses(3)
 
 
+async def test_what_was_answered_is_recorded_with_the_next_run(stage: Stage, gate: threading.Event) -> None:
+    delivery = await deliver_once(stage, request_of(1), request_of(2))
+    await record(stage, delivery, {place: [UNRECORDED, IN_GROUP] for place in range(2)})
+
+    def second_waits(batch: Any) -> Any:
+        return double(batch) if batch.members[0].request.id == 1 else held_by(gate)(batch)
+
+    await stage.serve(second_waits)
+    await stage.responses(1)
+    await eventually(lambda: len(stage.stubs["1"].executed) == 2)
+    runs = await recorded(stage, delivery)
+    assert runs[0] == [], "else it would look as if it had killed a worker on its own"
+    assert len(runs[1]) == 3
+    gate.set()
+    await stage.responses(1)
+
+
 async def test_who_was_answered_is_not_run_or_suspected_again(stage: Stage) -> None:
     delivery = await deliver_once(stage, request_of(1), request_of(2))
     await record(stage, delivery, {0: [], 1: [UNRECORDED, IN_GROUP]})
