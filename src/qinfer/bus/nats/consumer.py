@@ -147,7 +147,10 @@ class NatsConsumer(Consumer):
 
     def reset(self) -> None:
         """The server has forgotten the open pulls, as after a reconnect: ask for their credit again."""
-        self.grant(self._write_off())
+        # Also what was granted meanwhile and never asked for: nobody grants it a second time.
+        self._wanted += self._write_off()
+        if self._wanted and self._flush_handle is None and not self.closed:
+            self._flush_handle = self._loop.call_soon(self._flush)
 
     def look(self) -> None:
         """Called every `LOOK` seconds while connected: find out whether the server has lost the pulls.
