@@ -68,9 +68,8 @@ class Watched:
 class Watch:
     """Looks at files every `INTERVAL` seconds, for as long as it is entered."""
 
-    def __init__(self, watched: Iterable[Watched], *, interval: float = INTERVAL) -> None:
+    def __init__(self, watched: Iterable[Watched]) -> None:
         self._watched = tuple(watched)
-        self._interval = interval
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Watch:
@@ -85,7 +84,7 @@ class Watch:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(INTERVAL)
             for watched in self._watched:
                 await watched.check()
 

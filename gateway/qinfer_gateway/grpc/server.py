@@ -155,6 +155,9 @@ def _service_handlers(
         "ModelMetadata": questions.model_metadata,
         "ModelConfig": questions.model_config,
         "ModelStatistics": questions.model_statistics,
+        "RepositoryIndex": questions.repository_index,
+        "RepositoryModelLoad": questions.repository_model_load,
+        "RepositoryModelUnload": questions.repository_model_unload,
     }
     handlers: dict[str, grpc.RpcMethodHandler] = {
         name: _unary(name, METHODS[name].request, answer, access, permission_for_rpc(name))
@@ -166,7 +169,7 @@ def _service_handlers(
     handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(streams.model_stream_infer)
     for name, method in METHODS.items():
         if name not in handlers:
-            handlers[name] = _unsupported(method)
+            handlers[name] = _unsupported(method, access)
     return handlers
 
 
@@ -209,8 +212,12 @@ def _unary(
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _unsupported(method: Method) -> grpc.RpcMethodHandler:
+def _unsupported(method: Method, access: Access | None) -> grpc.RpcMethodHandler:
     async def handle(_: bytes, context: Context) -> NoReturn:
+        try:
+            identify(access, context, permission_for_rpc(method.name))
+        except QInferError as error:
+            await fail(context, error)
         await fail(context, Unsupported(f"{method.name} is not supported by this server"))
 
     return grpc.unary_unary_rpc_method_handler(handle)
