@@ -15,7 +15,14 @@ from functools import partial
 from time import perf_counter_ns
 
 from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
-from qinfer.errors import BusUnavailable, Cancelled, DeadlineExceeded, ModelNotFound, QInferError
+from qinfer.errors import (
+    BusUnavailable,
+    Cancelled,
+    DeadlineExceeded,
+    ModelNotFound,
+    QInferError,
+    Unavailable,
+)
 from qinfer.message import (
     BatchInfo,
     Request,
