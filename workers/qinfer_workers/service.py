@@ -21,7 +21,6 @@ from qinfer.errors import (
     DeadlineExceeded,
     ModelNotFound,
     QInferError,
-    Unavailable,
 )
 from qinfer.message import (
     BatchInfo,
