@@ -6,6 +6,7 @@ from typing import Any
 
 from qinfer import __version__
 from qinfer.bus import Bus
+from qinfer.control import FleetRepository
 from qinfer.registry import STATISTICS, Directory, ModelRecord
 from qinfer.telemetry.statistics import StatisticsReport, decode_report, merge
 from qinfer_gateway.auth import caller
@@ -14,7 +15,7 @@ from qinfer_gateway.catalog import Catalog
 SERVER_NAME = "qinfer"
 SERVER_VERSION = __version__
 
-EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics", "model_repository")
 """Extensions of the protocol this server has, by their protocol names."""
 
 _STATISTICS_TIMEOUT = 2.0
@@ -27,6 +28,8 @@ class Front:
         self._bus = bus
         self._directory = directory
         self._catalog = catalog
+        self.repository = FleetRepository(bus, directory)
+        """The workers' model repositories."""
         self.draining = False
 
     @property
@@ -87,6 +90,7 @@ class Front:
         Only those that the caller may use, like all that this class tells of more than one model.
         """
         workers = self._directory.workers
+        problems = {name: text for worker in workers for name, text in worker.problems.items()}
         rows: list[dict[str, Any]] = []
         for name in sorted(self._directory.models):
             record = self.record(name, "")
@@ -98,11 +102,10 @@ class Front:
                     "backend": record.backend,
                     "state": "READY" if serving else "UNAVAILABLE",
                     "workers": sorted(serving),
-                    "reason": "" if serving else "no live worker",
+                    "reason": problems.get(name, "") if serving else "no live worker",
                 }
             )
         known = set(self._directory.models)
-        problems = {name: text for worker in workers for name, text in worker.problems.items()}
         rows.extend(
             {
                 "name": name,

@@ -73,7 +73,10 @@ async def test_routes(running: Fleet) -> None:
     assert paths == served
     for path in paths:
         address = path.replace("{m}", "mlp").replace("{v}", "1")
-        if not address.endswith("/infer"):
+        if address.startswith("/v2/repository"):
+            status = 200 if address.endswith("/index") else 501  # the worker's mode is none
+            assert (await ask(running, http.post(address, b""))).status == status, address
+        elif not address.endswith("/infer"):
             assert (await ask(running, http.get(address))).status == 200, address
 
 

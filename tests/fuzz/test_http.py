@@ -61,8 +61,12 @@ def narrowed() -> Mapping[str, Any]:
 
 _WIDE = 1 << 63
 
-anything = schemathesis.openapi.from_dict(openapi.build())
-fitting = schemathesis.openapi.from_dict(dict(narrowed()))
+# Where workers do not let themselves be controlled these are 501, which counts as a fault here; where they do,
+# what is fuzzed would be unloaded. They have tests of their own.
+CHANGES = "^/v2/repository/models/"
+
+anything = schemathesis.openapi.from_dict(openapi.build()).exclude(path_regex=CHANGES)
+fitting = schemathesis.openapi.from_dict(dict(narrowed())).exclude(path_regex=CHANGES)
 
 
 @fitting.hook

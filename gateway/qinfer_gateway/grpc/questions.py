@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 from google.protobuf import json_format
 
-from qinfer.errors import ModelNotFound
+from qinfer.errors import ModelNotFound, Unsupported
 from qinfer.proto import (
     ModelConfig,
     ModelConfigRequest,
@@ -14,8 +16,15 @@ from qinfer.proto import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    ModelRepositoryParameter,
     ModelStatisticsRequest,
     ModelStatisticsResponse,
+    RepositoryIndexRequest,
+    RepositoryIndexResponse,
+    RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse,
     ServerLiveRequest,
     ServerLiveResponse,
     ServerMetadataRequest,
@@ -23,6 +32,7 @@ from qinfer.proto import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from qinfer_gateway import repository
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
 
 
@@ -56,6 +66,42 @@ class Questions:
         record = self._front.record(request.name, request.version)
         return ModelConfigResponse(config=ModelConfig.FromString(record.config))
 
+    async def repository_index(self, request: RepositoryIndexRequest) -> RepositoryIndexResponse:
+        _only_repository(request.repository_name)
+        states = await repository.index(self._front.repository, ready=request.ready)
+        answer = RepositoryIndexResponse()
+        for one in states:
+            answer.models.add(name=one.name, version=one.version, state=one.state, reason=one.reason)
+        return answer
+
+    async def repository_model_load(self, request: RepositoryModelLoadRequest) -> RepositoryModelLoadResponse:
+        _only_repository(request.repository_name)
+        config = repository.override_of(_values(request.parameters))
+        await self._front.repository.load(request.model_name, config=config)
+        return RepositoryModelLoadResponse()
+
+    async def repository_model_unload(
+        self, request: RepositoryModelUnloadRequest
+    ) -> RepositoryModelUnloadResponse:
+        _only_repository(request.repository_name)
+        repository.check_unload(_values(request.parameters))
+        await self._front.repository.unload(request.model_name)
+        return RepositoryModelUnloadResponse()
+
     async def model_statistics(self, request: ModelStatisticsRequest) -> ModelStatisticsResponse:
         report = await self._front.statistics(request.name, request.version)
         return json_format.ParseDict(msgspec.to_builtins(report), ModelStatisticsResponse())
+
+
+def _values(parameters: Mapping[str, ModelRepositoryParameter]) -> dict[str, object]:
+    """The value of each parameter, whichever of its fields it is in."""
+    values = {}
+    for name, parameter in parameters.items():
+        field = parameter.WhichOneof("parameter_choice")
+        values[name] = getattr(parameter, field) if field else None
+    return values
+
+
+def _only_repository(name: str) -> None:
+    if name:
+        raise Unsupported(f"repository {name[:80]!r}: repositories have no names here; expected none")

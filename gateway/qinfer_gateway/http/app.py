@@ -20,7 +20,7 @@ from qinfer.repository.metadata import config_json
 from qinfer_gateway.auth.access import CHALLENGE, Access
 from qinfer_gateway.auth.http import protect
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
-from qinfer_gateway.http import openapi
+from qinfer_gateway.http import openapi, repository
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.refusal import metadata
 
@@ -48,7 +48,11 @@ def make_app(front: Front, access: Access | None = None) -> Starlette:
     # Answered by the protocol; known here so that other verbs get 405.
     infer = [Route(prefix + "/infer", routes.not_found, methods=["POST"]) for prefix in (model, version)]
     app = Starlette(
-        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in table), *infer],
+        routes=[
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in table),
+            *infer,
+            *repository.routes(front),
+        ],
         exception_handlers={
             QInferError: _qinfer_error,
             HTTPException: _http_error,

@@ -13,24 +13,32 @@ from typing import Any
 
 from qinfer.errors import (
     BY_REASON,
+    BackendUnavailable,
     BusUnavailable,
     Cancelled,
+    ConfigError,
+    DeadlineExceeded,
     Forbidden,
     HeadTooLarge,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
+    NoWorker,
+    PayloadTooLarge,
     QInferError,
+    QueueFull,
     RateLimited,
     Retry,
     SetupError,
+    ShuttingDown,
     Unauthenticated,
     Unavailable,
+    Unsupported,
 )
 from qinfer_gateway.auth.rules import permission_for_route
 from qinfer_gateway.front import SERVER_VERSION
-from qinfer_gateway.http import deadline
+from qinfer_gateway.http import deadline, repository
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.http.openapi_schemas import Schema, components, ref
 from qinfer_gateway.refusal import POSITION, REASON, WAIT
@@ -53,6 +61,11 @@ NEVER_OF_INFER: Errors = (
 """What a request for inference is not answered over HTTP; it may be answered everything else."""
 
 INFER: Errors = tuple(kind for kind in BY_REASON.values() if kind not in NEVER_OF_INFER)
+
+_CHANGE: Errors = (
+    *(BackendUnavailable, BusUnavailable, ConfigError, DeadlineExceeded, ModelNotFound, NoWorker),
+    *(PayloadTooLarge, QueueFull, SetupError, ShuttingDown, Unsupported),
+)
 
 _NOT_READY = HTTPStatus.BAD_REQUEST  # and not 503: what Triton answers
 
@@ -244,6 +257,19 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     *_about_model("/v2/models/{model}", ""),
     *_about_model("/v2/models/{model}/versions/{version}", "Version"),
+    Operation(
+        method="post", path=repository.INDEX, id="repositoryIndex", answer="RepositoryIndex",
+        body="IndexRequest", errors=(BusUnavailable, PayloadTooLarge),
+        summary="Models of the workers' repositories, with their states",
+    ),
+    Operation(
+        method="post", path=repository.LOAD, id="load", body="LoadRequest", errors=_CHANGE,
+        summary="Have the workers load a model, or load it again",
+    ),
+    Operation(
+        method="post", path=repository.UNLOAD, id="unload", body="UnloadRequest", errors=_CHANGE,
+        summary="Have the workers forget a model",
+    ),
 )  # fmt: skip
 
 
@@ -296,7 +322,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if permission is not None:
         described["x-qinfer-permission"] = permission.value
     if operation.body:
-        described["requestBody"] = {"required": True, "content": _content(operation.body, operation.binary)}
+        # Those that carry no tensors have nothing that must be said.
+        described["requestBody"] = {
+            "required": operation.binary,
+            "content": _content(operation.body, operation.binary),
+        }
     return described
 
 

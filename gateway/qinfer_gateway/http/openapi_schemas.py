@@ -8,12 +8,13 @@ together.
 from __future__ import annotations
 
 from inspect import cleandoc
-from typing import Annotated, Any, NotRequired, TypeAlias, TypedDict
+from typing import Annotated, Any, NotRequired, TypeAlias, TypedDict, get_args
 
 import msgspec
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from msgspec import Meta
 
+from qinfer.control import State
 from qinfer.datatypes import DATATYPES
 from qinfer.proto import ModelConfig
 from qinfer.repository.document import integer_range, type_of
@@ -182,9 +183,51 @@ class InferAnswer(TypedDict):
     outputs: list[InferOutput]
 
 
+class ModelIndex(TypedDict):
+    """A model of the repository index."""
+
+    name: str
+    version: Annotated[str, Meta(description="Empty where no version is loaded.")]
+    state: Annotated[str, Meta(extra_json_schema={"enum": [*get_args(State)]})]
+    reason: Annotated[str, Meta(description="Why it is not ready, or what could not be loaded.")]
+
+
+class IndexRequest(TypedDict):
+    """Which models of the repository index are wanted."""
+
+    ready: NotRequired[Annotated[bool, Meta(description="Only those that are ready.")]]
+
+
+class LoadParameters(TypedDict):
+    """Parameters of a load."""
+
+    config: NotRequired[
+        Annotated[str, Meta(description="A ModelConfig as JSON, to be used instead of the repository's.")]
+    ]
+
+
+class LoadRequest(TypedDict):
+    """A load."""
+
+    parameters: NotRequired[LoadParameters | None]
+
+
+class UnloadParameters(TypedDict):
+    """Parameters of an unload."""
+
+    unload_dependents: NotRequired[Annotated[bool, Meta(description="Without effect: there are none.")]]
+
+
+class UnloadRequest(TypedDict):
+    """An unload."""
+
+    parameters: NotRequired[UnloadParameters | None]
+
+
 _BODIES: tuple[Any, ...] = (
     *(Error, Live, Ready, ModelReady, ServerMetadata, ModelList),
     *(InferRequest, InferAnswer, ModelMetadata, StatisticsReport),
+    *(ModelIndex, IndexRequest, LoadRequest, UnloadRequest),
 )
 
 
@@ -198,6 +241,9 @@ def components() -> dict[str, Schema]:
     _, described = msgspec.json.schema_components(_BODIES, ref_template=_REF)
     schemas: dict[str, Schema] = {name: _tidy(schema) for name, schema in described.items()}
     # Other parameters than these are for the model, and scalars.
+    schemas["RepositoryIndex"] = {"type": "array", "items": ref("ModelIndex")}
+    for name in ("LoadParameters", "UnloadParameters"):
+        schemas[name]["additionalProperties"] = False
     schemas["RequestParameters"]["additionalProperties"] = {"type": ["boolean", "number", "string"]}
     _add_message(type_of(ModelConfig), schemas)
     schemas[_CONFIG]["description"] = "A model's configuration, with the defaults of what it does not say."

@@ -18,6 +18,7 @@ from tests.helpers.system import System
 ANSWERED = {
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"),
     *("ModelStatistics", "ModelInfer", "ModelStreamInfer"),
+    *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
 }
 
 
