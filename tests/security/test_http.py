@@ -200,6 +200,13 @@ async def test_a_key_that_is_revoked_while_its_body_comes_is_refused(guarded: Fl
         assert (await connection.ask(request[-5:])).status == 401
 
 
+def spoil(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+
+
 async def test_a_broken_file_changes_nothing_and_says_so(
     guarded: Fleet, keys_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,10 +215,7 @@ async def test_a_broken_file_changes_nothing_and_says_so(
     broken = ["keys: [", "keys: [{name: alice}]", "something else", None]
     for text in broken:
         caplog.clear()
-        if text is None:
-            keys_file.unlink()
-        else:
-            keys_file.write_text(text)
+        spoil(keys_file, text)
         errors = lambda: [r for r in caplog.records if r.levelno == logging.ERROR]  # noqa: E731
         await eventually(errors, f"{text!r} was complained about")
         assert "NOT used" in errors()[-1].getMessage()

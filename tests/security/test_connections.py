@@ -1,0 +1,141 @@
+"""Clients that are slow on purpose, and too many of them: bytes on sockets, with small limits."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import grpc
+import pytest
+
+from qinfer.proto import METHODS
+from qinfer_gateway.http import limits, protocol
+from tests.helpers import http
+from tests.helpers.http import floats, get, infer, infer_path, post
+from tests.helpers.served_models import IDENTITY
+from tests.helpers.waiting import PATIENCE, eventually
+from tests.security.conftest import MakeFleet
+
+MODEL = IDENTITY["FP32"]
+GOOD = infer(MODEL, floats(1.0))
+RECEIVE = 0.4
+
+
+async def trickle(port: int, first: bytes, drop: bytes) -> bytes:
+    """Send a little again and again until the server ends the connection; returns what it said."""
+    async with http.connect(port) as connection:
+        connection.send(first)
+        answer = asyncio.ensure_future(connection.ended())
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + PATIENCE
+        while not answer.done():
+            assert loop.time() < give_up, "the server puts up with it"
+            connection.send(drop)
+            await asyncio.wait({answer}, timeout=RECEIVE / 20)
+        return answer.result()
+
+
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [
+        (b"", b""),
+        (b"G", b""),
+        (b"GET /v2 HTTP/1.1\r\n", b"x: y\r\n"),
+        (b"POST " + infer_path(MODEL).encode() + b" HTTP/1.1\r\n", b"x: y\r\n"),
+        (post(infer_path(MODEL), b"", length=1_000_000), b" "),
+        (post("/v2/repository/index", b"", length=1_000_000), b" "),
+        (post(infer_path(MODEL), b"", "transfer-encoding: chunked")[:-2], b"1\r\n \r\n"),
+        (GOOD + GOOD[:30], b"x"),
+    ],
+)
+async def test_slow_senders_are_ended(make_fleet: MakeFleet, first: bytes, drop: bytes) -> None:
+    """However steadily it comes: a head, a body on either path, a second request."""
+    async with make_fleet(MODEL, receive_timeout=RECEIVE) as made:
+        said = await trickle(made.port, first, drop)
+        assert said.count(b"HTTP/1.1 200") == first.count(GOOD)
+        assert made.in_flight == 0
+
+
+async def test_a_body_that_comes_fast_enough_has_the_time_it_needs(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times as fast as it has to be, for several times what a small request may take."""
+    share = 100 * limits.MIN_RATE
+    monkeypatch.setattr(protocol, "MIN_RATE", share)
+    body = GOOD[GOOD.index(b"{") :] + b" " * (10 * share)
+    request = post(infer_path(MODEL), body)
+    async with make_fleet(MODEL, receive_timeout=RECEIVE) as made, http.connect(made.port) as connection:
+        for start in range(0, len(request), share):
+            connection.send(request[start : start + share])
+            await asyncio.sleep(0.1)  # a pace, not a wait
+        assert (await connection.answer()).outputs() == {"y": [1.0]}
+
+
+async def test_idle_connections_stay_longer_than_slow_ones(make_fleet: MakeFleet) -> None:
+    async with make_fleet(MODEL, receive_timeout=RECEIVE) as made, http.connect(made.port) as connection:
+        for request in (GOOD, get("/v2"), GOOD):
+            assert (await connection.ask(request)).status == 200
+            (server_side,) = made.gateway.http._server.server_state.connections  # type: ignore[union-attr]
+            looked = server_side.timeout_keep_alive_task
+            # The timer has looked at it, more than once, and let it be.
+            for _ in range(3):
+                await eventually(
+                    lambda looked=looked: server_side.timeout_keep_alive_task is not looked,
+                    "the timer looked",
+                )
+                looked = server_side.timeout_keep_alive_task
+
+
+async def test_connections_above_the_limit_are_told_so(make_fleet: MakeFleet) -> None:
+    async with make_fleet(MODEL, max_connections=3) as made, AsyncExitStack() as stack:
+        let_in = [await stack.enter_async_context(http.connect(made.port)) for _ in range(3)]
+        for connection in let_in:
+            assert (await connection.ask(GOOD)).status == 200
+        for request in (GOOD, b"", get("/v2")):
+            async with http.connect(made.port) as turned_away:
+                turned_away.send(request)
+                answer = await turned_away.answer()
+                assert (answer.status, answer.reason) == (503, "unavailable")
+                assert int(answer.headers["retry-after"]) >= 1
+                assert "3 connections" in answer.error
+                assert answer.headers["connection"] == "close"
+                assert await turned_away.ended() == b""
+        assert (await let_in[0].ask(GOOD)).status == 200
+        await let_in.pop().close()
+        state = made.gateway.http._server.server_state  # type: ignore[union-attr]
+        await eventually(lambda: len(state.connections) < 3, "there is room")
+        async with http.connect(made.port) as connection:
+            assert (await connection.ask(GOOD)).status == 200
+
+
+async def test_a_flood_of_connections_is_cut_off(
+    make_fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are told so take room, too: beyond some, connections are closed without a word."""
+    monkeypatch.setattr(protocol, "_MAX_TURNED_AWAY", 2)
+    async with make_fleet(max_connections=1) as made, AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(http.connect(made.port)) for _ in range(1)]
+        assert (await opened[0].ask(get("/v2"))).status == 200
+        late = [await stack.enter_async_context(http.connect(made.port)) for _ in range(8)]
+        said = await asyncio.gather(*(connection.ended() for connection in late))
+        told = [text for text in said if text]
+        assert 2 <= len(told) < 8
+        assert all(b"503" in text for text in told)
+
+
+async def test_grpc_connections_have_a_limit(make_fleet: MakeFleet) -> None:
+    async with make_fleet(grpc_port=0, max_connections=2) as made, AsyncExitStack() as stack:
+        assert made.gateway.grpc is not None
+        address = f"127.0.0.1:{made.gateway.grpc.port}"
+
+        async def ask() -> None:
+            # Without a pool of its own each channel would use the connection of the one before it.
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options))
+            await channel.unary_unary(METHODS["ServerLive"].path)(b"", timeout=5)
+
+        await ask()
+        await ask()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask()
+        assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
