@@ -14,12 +14,20 @@ from collections.abc import Callable, Coroutine
 from time import monotonic, time_ns
 from typing import Any
 
+from qinfer.answers import Kept, find_kept
 from qinfer.bus import Bus, Watcher
-from qinfer.errors import BusUnavailable, PayloadTooLarge, QInferError
-from qinfer.message import PROTOCOL_VERSION, RequestFrame, Response, ResponseFrame, encode
+from qinfer.claims import Claims
+from qinfer.errors import (
+    BusUnavailable,
+    InternalError,
+    MalformedMessage,
+    NotFound,
+    PayloadTooLarge,
+    QInferError,
+)
+from qinfer.message import KEPT, PROTOCOL_VERSION, RequestFrame, Response, ResponseFrame, encode
 from qinfer_gateway.call import Call
-from qinfer_gateway.claims import Claims
-from qinfer_gateway.idempotency import Kept, find_kept, fingerprint
+from qinfer_gateway.idempotency import check_fingerprint, fingerprint
 from qinfer_gateway.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -123,14 +131,15 @@ class Detours:
             detour = call.detour = Detour()
         if detour.fetching:  # the first answer wins
             self._observer.stats.dropped += 1
-            self._claims.discard(response)
+            self.discard(response)
             return
         detour.fetching = True
         self._start(self._fetch(call, frame, response))
 
     def discard(self, response: Response) -> None:
-        """An answer with data in the store came for no call: remove them."""
-        self._claims.discard(response)
+        """The data of an answer are not needed (any more): remove them, unless they are kept for others."""
+        if not response.flags & KEPT:
+            self._claims.remove(response.claim)
 
     def ended(self, call: Call, *, answered: bool) -> None:
         """A call is over, with an answer of a worker or without."""
@@ -187,25 +196,35 @@ class Detours:
             self._leave(call)
 
     async def _deposit(self, call: Call, detour: Detour) -> None:
+        request = call.request
         try:
-            await self._claims.deposit(call.request)
+            request.claim, request.claim_bytes = await self._claims.deposit("in", request.inputs)
         finally:
             self._release(detour)
         if detour.ended:
-            self._claims.remove(call.request.claim)
+            self._claims.remove(request.claim)
 
     def _release(self, detour: Detour) -> None:
         held, detour.held = detour.held, 0
         self._claims.release(held)
 
     async def _fetch(self, call: Call, frame: ResponseFrame, response: Response) -> None:
+        size = response.claim_bytes
         try:
-            async with self._claims.redeemed(response):
+            await self._claims.room(size)
+            try:
+                await self._claims.redeem(response.claim, size, response.outputs)
                 self._answer(call, frame, response)
+            finally:
+                self._claims.release(size)
+        except NotFound as error:
+            self._fail(call, BusUnavailable(f"the answer is lost: {error}", retry_after=1.0))
+        except MalformedMessage as error:
+            self._fail(call, InternalError(f"the worker's answer cannot be read: {error}"))
         except QInferError as error:
             self._fail(call, error)
         finally:
-            self._claims.discard(response)
+            self.discard(response)
 
     # Idempotency keys
 
@@ -241,7 +260,7 @@ class Detours:
                     kept = await find_kept(self._bus, request.idempotency)
                     message_id = _message_id(request.idempotency, kept)
                     if kept is not None and (kept.final or (own and message_id != tried)):
-                        kept.check(request)
+                        check_fingerprint(request, kept.response)
                         self._give(call, kept)
                         return
                     if message_id != tried:

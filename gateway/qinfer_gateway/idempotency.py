@@ -1,7 +1,4 @@
-"""Idempotency keys: how they are named on the bus, and the answers kept under them.
-
-See "Asking again" in `docs/protocol.md`.
-"""
+"""Idempotency keys as callers give them, and what they become on the bus."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from hashlib import sha256
 
 import msgspec
 
-from qinfer.bus import Bus
-from qinfer.errors import InternalError, InvalidRequest, KeyReused, QInferError, Retry
-from qinfer.message import Request, Response, ResponseFrame, decode_response_frame
+from qinfer.errors import InvalidRequest, KeyReused
+from qinfer.message import Request, Response
 from qinfer_gateway.catalog import Target
 
 KEY_HEADER = "idempotency-key"
@@ -79,56 +75,14 @@ def _fingerprint(request: Request) -> str:
     return digest.hexdigest()
 
 
-class Kept:
-    """A response found in the bucket of answers.
-
-    Attributes:
-        frame: the frame it lies there in.
-        response: the response.
-        revision: of the entry.
-    """
-
-    __slots__ = ("frame", "response", "revision")
-
-    def __init__(self, frame: ResponseFrame, response: Response, revision: int) -> None:
-        self.frame = frame
-        self.response = response
-        self.revision = revision
-
-    @property
-    def final(self) -> bool:
-        """Whether it is the answer, now and later; else nothing was run to its end."""
-        error = self.response.error
-        return error is None or error.exception().retry is Retry.NEVER
-
-    def check(self, request: Request) -> None:
-        """Make sure that it answers this request.
-
-        Raises:
-            KeyReused: it answers another.
-        """
-        if self.response.fingerprint != request.fingerprint:
-            raise KeyReused(
-                "this idempotency key was used before, with another request; expected the same inputs, "
-                "outputs and parameters, or a new key"
-            )
-
-
-async def find_kept(bus: Bus, name: str) -> Kept | None:
-    """The response kept under a name.
+def check_fingerprint(request: Request, kept: Response) -> None:
+    """Make sure that a kept response answers this request.
 
     Raises:
-        BusUnavailable: the broker does not answer.
-        InternalError: what lies there is no response.
+        KeyReused: it answers another.
     """
-    entry = await bus.get(bus.names.answers_bucket, name)
-    if entry is None:
-        return None
-    data, revision = entry
-    try:
-        frame = decode_response_frame(data)
-    except QInferError as error:
-        raise InternalError(f"the answer kept under the idempotency key cannot be read: {error}") from None
-    if len(frame.responses) != 1:
-        raise InternalError(f"{len(frame.responses)} answers are kept under the idempotency key; expected 1")
-    return Kept(frame, frame.responses[0], revision)
+    if kept.fingerprint != request.fingerprint:
+        raise KeyReused(
+            "this idempotency key was used before, with another request; expected the same inputs, outputs "
+            "and parameters, or a new key"
+        )

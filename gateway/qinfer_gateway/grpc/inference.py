@@ -164,7 +164,7 @@ class Inference:
                 key = str(value)
         if key is not None and streamed:
             raise InvalidRequest(
-                f"{KEY_HEADER!r} is in the metadata of a stream, and so would be the key of all its requests; "
+                f"{KEY_HEADER!r} is in the metadata of a stream, and would be the key of all its requests; "
                 "expected it with ModelInfer"
             )
         if key is not None or self._ids_are_keys:

@@ -1,0 +1,55 @@
+"""Answers that are kept for who asks again: "Asking again" in `docs/protocol.md`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qinfer.bus import Bus
+from qinfer.errors import InternalError, QInferError, Retry
+from qinfer.message import Response, ResponseFrame, decode_response_frame
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A response as it lies in the bucket.
+
+    Attributes:
+        frame: the frame it lies there in.
+        response: the frame's only response.
+        revision: of the entry.
+    """
+
+    frame: ResponseFrame
+    response: Response
+    revision: int
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the answer, now and later; else nothing was run to its end."""
+        error = self.response.error
+        return error is None or error.exception().retry is Retry.NEVER
+
+
+async def find_kept(bus: Bus, name: str) -> Kept | None:
+    """The response kept under a name.
+
+    Raises:
+        BusUnavailable: the broker does not answer.
+        InternalError: what lies there is no response.
+    """
+    entry = await bus.get(bus.names.answers_bucket, name)
+    if entry is None:
+        return None
+    data, revision = entry
+    try:
+        frame = decode_response_frame(data)
+    except QInferError as error:
+        raise InternalError(f"the answer kept under the idempotency key cannot be read: {error}") from None
+    if len(frame.responses) != 1:
+        raise InternalError(f"{len(frame.responses)} answers are kept under the idempotency key; expected 1")
+    return Kept(frame, frame.responses[0], revision)
+
+
+async def keep(bus: Bus, name: str, frame: bytes) -> None:
+    """Keep an encoded frame with one response under a name. Raises `BusUnavailable`."""
+    await bus.put(bus.names.answers_bucket, name, frame)
