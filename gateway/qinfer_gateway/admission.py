@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ class Flight:
     @property
     def drain_rate(self) -> float:
         """Rows a second, as measured in a backlog; 0 when not known."""
-        return self.drain.rate(monotonic())
+        return self.drain.rate(monotonic(), silence_counts=self.backlog > 0)
 
     def heard(self, frame: ResponseFrame, rows: int, max_rows: int, now: float) -> None:
         """Answers came, and are counted off.
@@ -72,21 +73,28 @@ class Flight:
         self.backlog = frame.backlog if self.count else 0
         self._count_then = self.count
         if frame.batch.requests:  # what never reached the model says nothing about its speed
-            self.drain.answered(now, rows, backlogged=frame.backlog >= max_rows and self.count > 0)
+            self.drain.answered(now, rows, backlogged=self.backlog >= max_rows)
 
-    def ended(self, rows: int) -> None:
-        """A request of that many rows has left without an answer."""
+    def left(self, rows: int) -> None:
+        """A request of that many rows has ended without an answer."""
         self.count -= 1
         self.rows -= rows
         if not self.count:
-            self.drain.pause()
             self.backlog = 0
+
+    def expired(self, rows: int, now: float) -> None:
+        """A request's deadline has passed. Where all do, that is no reason to let more in."""
+        self.count -= 1
+        self.rows -= rows
+        if not self.count:
+            self._count_then = 0
+            self.drain.stop(now)
 
     def wait(self, now: float) -> float | None:
         """Seconds until a request that is sent now will be answered; None when that is not known."""
-        if not self.drain.backlogged:
+        if not self.backlog:
             return None
-        rate = self.drain.rate(now)
+        rate = self.drain.rate(now, silence_counts=True)
         return min(self.rows / rate, _LONGEST_WAIT) if rate else None
 
 
@@ -96,9 +104,13 @@ class Admission:
     Args:
         max_in_flight: requests it holds at once.
         max_queue_rows: rows it has in flight for one model; 0 for no limit.
+        clock: the monotonic clock of deadlines.
     """
 
-    def __init__(self, *, max_in_flight: int, max_queue_rows: int = 0) -> None:
+    def __init__(
+        self, *, max_in_flight: int, max_queue_rows: int = 0, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._clock = clock
         self._max_in_flight = max_in_flight
         self._max_rows = max_queue_rows or sys.maxsize
 
@@ -118,21 +130,26 @@ class Admission:
         """
         if held >= self._max_in_flight:
             message = f"this gateway has {held} requests in flight; its limit is {self._max_in_flight}"
-            raise _full(f"{message} (--max-in-flight)", flight, target, monotonic())
+            raise _full(f"{message} (--max-in-flight)", flight, target, self._clock())
         if flight.rows + rows > self._max_rows:
             raise self._too_many_rows(flight, target, rows)
-        if flight.backlog:
+        if not flight.backlog:
+            return
+        if flight.count:
             self._check_wait(flight, target, deadline)
+
+        else:
+            flight.drain.go_on(self._clock())  # and let it in: it will tell how the model fares now
 
     def _too_many_rows(self, flight: Flight, target: Target, rows: int) -> QueueFull:
         message = (
             f"model {target.model!r} has {flight.rows} rows in flight at this gateway, the request {rows}; "
             f"the limit is {self._max_rows} (--max-queue-rows)"
         )
-        return _full(message, flight, target, monotonic(), excess=flight.rows + rows - self._max_rows)
+        return _full(message, flight, target, self._clock(), excess=flight.rows + rows - self._max_rows)
 
     def _check_wait(self, flight: Flight, target: Target, deadline: float) -> None:
-        now = monotonic()
+        now = self._clock()
         budget = deadline - now
         limit, waiting = target.max_queue_size, flight.known_backlog
         if limit and waiting >= limit:
@@ -147,15 +164,14 @@ class Admission:
                 estimated_wait=wait,
             )
 
-    @staticmethod
-    def refused(error: QueueFull, flight: Flight, target: Target) -> QueueFull:
+    def refused(self, error: QueueFull, flight: Flight, target: Target) -> QueueFull:
         """The broker's refusal, with what this gateway knows of the queue."""
-        return _full(error.message, flight, target, monotonic())
+        return _full(error.message, flight, target, self._clock())
 
 
 def _full(message: str, flight: Flight, target: Target, now: float, *, excess: int = 0) -> QueueFull:
     """A refusal until `excess` rows and a batch more are gone: room comes a batch at a time."""
-    rate = flight.drain.rate(now)
+    rate = flight.drain.rate(now, silence_counts=flight.backlog > 0)
     return QueueFull(
         message,
         retry_after=_jittered((excess + target.max_rows) / rate if rate else _UNKNOWN_RETRY),

@@ -228,12 +228,12 @@ class Dispatcher:
             return
         now = monotonic()  # the loop's clock counts milliseconds, too coarse for latencies
         calls = self._calls
-        rows = 0
+        rows = late = 0
         call = None
         for response in frame.responses:
             found = calls.pop(response.id, None)
             if found is None:
-                self._observer.stats.dropped += 1
+                late += 1
                 if response.claim:
                     self._detours.discard(response)
                 continue
@@ -252,8 +252,9 @@ class Dispatcher:
             else:
                 call.failed(response.error.exception())
             self._observer.answered(call, frame, response, now)
+        self._observer.stats.dropped += late
         if call is not None and (frame.backlog or call.flight.backlog):
-            call.flight.heard(frame, rows, call.target.max_rows, now)
+            call.flight.heard(frame, rows + late, call.target.max_rows, now)
         if not calls:
             self._idle.set()
 
@@ -298,18 +299,21 @@ class Dispatcher:
             )
         else:
             error = DeadlineExceeded("deadline passed before the answer came")
-        self._fail(call, error)
+        self._fail(call, error, expired=True)
 
-    def _fail(self, call: Call, error: QInferError) -> None:
-        if self._take(call):
+    def _fail(self, call: Call, error: QInferError, *, expired: bool = False) -> None:
+        if self._take(call, expired=expired):
             call.failed(error)
             self._observer.failed(call, error)
 
-    def _take(self, call: Call, *, answered: bool = False) -> bool:
+    def _take(self, call: Call, *, answered: bool = False, expired: bool = False) -> bool:
         """Whether the call was in flight; it is no longer."""
         if self._calls.pop(call.number, None) is None:
             return False
-        call.flight.ended(call.rows)
+        if expired:
+            call.flight.expired(call.rows, monotonic())
+        else:
+            call.flight.left(call.rows)
         if call.detour is not None:
             self._detours.ended(call, answered=answered)
         if not self._calls:

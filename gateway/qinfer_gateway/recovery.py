@@ -22,6 +22,7 @@ from qinfer_gateway.call import Call
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 8
+_NO_QUEUE_ATTEMPTS = 3
 _FIRST_PAUSE = 0.1  # seconds before a refused call is published again; doubled each time
 _LONGEST_PAUSE = 1.0
 _MARGIN = 0.1  # seconds before the deadline at which an interrupted caller is told, if it has that many
@@ -82,10 +83,7 @@ class Recovery:
         now = monotonic()
         for call in calls:
             wait = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**call.request.attempt)
-            transient = isinstance(error, BusUnavailable) or (
-                call.interrupted and isinstance(error, NoWorker)  # a broker that came back empty
-            )
-            if not transient or not self._repeatable(call) or now + wait >= call.deadline:
+            if not self._transient(call, error) or now + wait >= call.deadline:
                 hopeless.append(call)
             elif not self._bus.connected:
                 self._doubtful[call.number] = call
@@ -96,6 +94,13 @@ class Recovery:
         if again:
             self._later(pause * random.uniform(0.5, 1.0), partial(self._again, again))
         return hopeless
+
+    def _transient(self, call: Call, error: QInferError) -> bool:
+        """Whether another try may do better."""
+        if isinstance(error, NoWorker) and not call.interrupted:
+            # A live worker says that it serves the model: its queue is without a leader, or being made anew.
+            return call.request.attempt < _NO_QUEUE_ATTEMPTS and self._repeatable(call)
+        return isinstance(error, BusUnavailable | NoWorker) and self._repeatable(call)
 
     def unsent(self, call: Call, error: QInferError) -> bool:
         """The connection does not take a call: whether it waits for it, as one does that was sent before."""
