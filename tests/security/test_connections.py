@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -76,14 +77,14 @@ async def test_idle_connections_stay_longer_than_slow_ones(make_fleet: MakeFleet
         for request in (GOOD, get("/v2"), GOOD):
             assert (await connection.ask(request)).status == 200
             (server_side,) = made.gateway.http._server.server_state.connections  # type: ignore[union-attr]
-            looked = server_side.timeout_keep_alive_task
-            # The timer has looked at it, more than once, and let it be.
-            for _ in range(3):
-                await eventually(
-                    lambda looked=looked: server_side.timeout_keep_alive_task is not looked,
-                    "the timer looked",
-                )
-                looked = server_side.timeout_keep_alive_task
+            await looked_at(server_side)
+
+
+async def looked_at(server_side: Any) -> None:
+    """The timer has looked at the connection, more than once, and let it be."""
+    for _ in range(3):
+        timer = server_side.timeout_keep_alive_task
+        await eventually(lambda timer=timer: server_side.timeout_keep_alive_task is not timer, "it looked")
 
 
 async def test_connections_above_the_limit_are_told_so(make_fleet: MakeFleet) -> None:
