@@ -24,6 +24,7 @@ class HeldFrame:
 
     Attributes:
         arrived: when it came, of the event loop's clock.
+        claimed: bytes of large tensors that were read for it.
         open: requests not answered yet.
         served: the version that is to answer it; None if there is none here.
         received_ns: when it came, of `time.perf_counter_ns`.
@@ -35,6 +36,7 @@ class HeldFrame:
     __slots__ = (
         "age_ns",
         "arrived",
+        "claimed",
         "delivery",
         "open",
         "received_ns",
@@ -50,6 +52,7 @@ class HeldFrame:
         self.open = len(frame.requests)
         self.received_ns = received_ns
         self.age_ns = 0
+        self.claimed = 0
         self.arrived = self.sign_of_life = now
         self.unsent = False
         self.served: ServedVersion | None = None

@@ -38,6 +38,10 @@ class Credit:
         self.held_rows += rows
         self._rows_per_frame += _AVERAGE * (rows - self._rows_per_frame)
 
+    def hold(self, rows: int) -> None:
+        """Rows take room beside those of the frames that arrive."""
+        self.held_rows += rows
+
     def freed(self, rows: int) -> None:
         """Rows were answered."""
         self.held_rows -= rows

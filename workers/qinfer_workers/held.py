@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
 
 class HeldFrames:
-    """Keeps the broker told, well within the ack wait, that held frames are being worked on."""
+    """Keeps the broker told, well within the ack wait, that held frames are being worked on.
 
-    def __init__(self) -> None:
+    Args:
+        ended: called with each frame that is held no longer.
+    """
+
+    def __init__(self, ended: Callable[[HeldFrame], None] = lambda _: None) -> None:
+        self._ended = ended
         self._frames: set[HeldFrame] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -35,6 +40,7 @@ class HeldFrames:
     def release(self, frame: HeldFrame) -> None:
         """A frame is about to be ended."""
         self._frames.remove(frame)
+        self._ended(frame)
         self._released.set()
         if not self._frames:
             self._idle.set()
@@ -66,6 +72,7 @@ class HeldFrames:
         """Return all that is held to the queue."""
         for frame in self._frames:
             frame.delivery.nak()
+            self._ended(frame)
         self._frames.clear()
         self._idle.set()
 

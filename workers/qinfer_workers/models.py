@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 
 from qinfer.bus import Bus
+from qinfer.claims import Claims
 from qinfer.control import ModelState, State
 from qinfer.errors import ConfigError, ModelNotFound, QInferError
 from qinfer.proto import ModelConfig
@@ -88,6 +89,7 @@ class Models:
         self._tracing = tracing
         self._announce = announce
         self._turn = asyncio.Lock()  # of redelivered requests: see `isolation`
+        self._claims = Claims(bus, max_bytes=options.max_claim_bytes)
         self._changing = asyncio.Lock()
         self._loaded: dict[str, _Loaded] = {}
         self._loading: dict[str, Sequence[str]] = {}
@@ -295,7 +297,15 @@ class Models:
         name = entry.config.name
         try:
             spec, deliver = queue_spec(entry.config, self._options), max_deliver(entry.config, self._options)
-            service = ModelService(self._bus, self._worker, name, fresh, max_deliver=deliver, turn=self._turn)
+            service = ModelService(
+                self._bus,
+                self._worker,
+                name,
+                fresh,
+                max_deliver=deliver,
+                turn=self._turn,
+                claims=self._claims,
+            )
             self._attach(service, fresh)
             await service.start(spec)
         except QInferError:

@@ -27,6 +27,7 @@ class WorkerOptions:
         max_deliver: deliveries after which a request that kills its workers is given up.
         storage: where the broker keeps queued requests.
         replicas: copies of the queue a NATS cluster keeps.
+        max_claim_bytes: what this process holds at once of requests that are too large for a message.
         max_queue_messages, max_queue_bytes: what the broker queues for a model before it refuses more; it
             reserves the bytes.
     """
@@ -44,5 +45,6 @@ class WorkerOptions:
     max_deliver: int = 3
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
+    max_claim_bytes: int = 1 << 30
     max_queue_messages: int = 65536
     max_queue_bytes: int = 64 * 1024 * 1024

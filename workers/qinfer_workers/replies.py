@@ -49,6 +49,34 @@ class Replies:
         frame = ResponseFrame(PROTOCOL_VERSION, self._worker, version, info, responses, backlog=backlog)
         return self._publish(reply_to, frame)
 
+    def encode(self, version: str, info: BatchInfo, response: Response) -> bytes:
+        """A frame with one response; one that has no wire form becomes the error that says so."""
+        while True:
+            frame = ResponseFrame(
+                PROTOCOL_VERSION, self._worker, version, info, [response], backlog=self._backlog()
+            )
+            try:
+                return encode(frame)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                if response.error is not None:
+                    raise
+                response.error = WireError.of(self._unsendable(error))
+                response.outputs, response.parameters = [], {}
+
+    def tell(self, reply_to: str, frame: bytes) -> bool:
+        """Publish a frame that is encoded already, and not too large. Returns as `answer`."""
+        try:
+            self._bus.reply(reply_to, frame)
+        except BusUnavailable as error:
+            logger.warning("model %s: an answer was not sent: %s", self._model, error)
+            return False
+        except QInferError as error:
+            logger.warning("model %s: cannot answer %r: %s", self._model, reply_to[:80], error)
+        return True
+
+    def _unsendable(self, error: Exception) -> ModelFailed:
+        return ModelFailed(f"model {self._model!r}: its answer has no wire form: {error}")
+
     def refuse_frame(self, reply_to: str, error: QInferError) -> None:
         """Tell a sender that its frame cannot be read."""
         frame = ResponseFrame(PROTOCOL_VERSION, self._worker, "", NO_BATCH, [], WireError.of(error))
@@ -59,8 +87,7 @@ class Replies:
         try:
             data = encode(frame)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            unsendable = ModelFailed(f"model {self._model!r}: its answer has no wire form: {error}")
-            return self._publish_parts(reply_to, frame, unsendable)
+            return self._publish_parts(reply_to, frame, self._unsendable(error))
         try:
             self._bus.reply(reply_to, data)
         except PayloadTooLarge as error:

@@ -15,6 +15,7 @@ from functools import partial
 from time import perf_counter_ns
 
 from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
+from qinfer.claims import Claims
 from qinfer.errors import (
     BusUnavailable,
     Cancelled,
@@ -35,6 +36,7 @@ from qinfer.message import (
 from qinfer.naming import check_reply
 from qinfer.repository import ModelConfig
 from qinfer.signature import Signature
+from qinfer_workers.answers import Answers, size_of
 from qinfer_workers.batch import Batch, HeldFrame, Member
 from qinfer_workers.batcher import Batcher
 from qinfer_workers.cancellation import Cancellations
@@ -43,6 +45,7 @@ from qinfer_workers.credit import Credit
 from qinfer_workers.execution import failure
 from qinfer_workers.held import HeldFrames
 from qinfer_workers.instance import Completion, InstanceThread
+from qinfer_workers.intake import Intake, Settled, is_incomplete
 from qinfer_workers.isolation import Case, Isolation
 from qinfer_workers.record import BatchRecorder
 from qinfer_workers.replies import NO_BATCH, Replies
@@ -50,8 +53,11 @@ from qinfer_workers.senders import Senders
 
 logger = logging.getLogger(__name__)
 
+_CLAIM_BYTES = 1 << 30  # held of large tensors, where nothing else is said
 _HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
 _AVERAGE = 0.1  # weight of the latest frame in the average size of frames
+_OVERHEAD = 4096  # generous bound for what a response's frame adds to its tensors
+_NOTHING_SETTLED: Settled = {}
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -76,6 +82,7 @@ class ModelService:
         versions: what is loaded.
         max_deliver: deliveries after which a request that kills its workers is given up.
         turn: held while redelivered requests run; shared by all models of a worker.
+        claims: what is too large for a message; shared likewise.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class ModelService:
         *,
         max_deliver: int = 3,
         turn: asyncio.Lock | None = None,
+        claims: Claims | None = None,
     ) -> None:
         self.model = model
         self.versions = {served.version: served for served in versions}
@@ -108,7 +116,17 @@ class ModelService:
             instances=sum(len(served.instances) for served in versions),
         )
         self._consumers: dict[str, Consumer] = {}
-        self._held = HeldFrames()
+        self._claims = claims or Claims(bus, max_bytes=_CLAIM_BYTES)
+        self._held = HeldFrames(ended=lambda frame: self._claims.release(frame.claimed))
+        self._answers = Answers(bus, self._replies, self._claims)
+        self._intake = Intake(
+            bus,
+            self._replies,
+            self._claims,
+            admit=self._admit_complete,
+            give_back=self._give_back_incomplete,
+            held=self._held.__contains__,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         for served in versions:
             self._open(served)
@@ -152,6 +170,8 @@ class ModelService:
         if not await self._held.idle(timeout):
             logger.warning("model %s: %d frames given back to the queue", self.model, len(self._held))
         await self._isolation.close()
+        await self._intake.close()
+        await self._answers.close()
         for served in self._loaded:
             _batcher(served).close()
         self._held.give_back()
@@ -267,24 +287,42 @@ class ModelService:
         self._senders.arrived(frame.reply_to, count, frame.in_flight, now)
         self._pending[frame.model_version] = delivery.pending
         self._frame_size += _AVERAGE * (count - self._frame_size)
-        self._admit(frame, held, now)
+        held.served = self.versions.get(frame.model_version) if frame.model_version else self._latest
+        if is_incomplete(frame, delivery):
+            self._credit.hold(count)
+            self._intake.add(frame, held)
+        else:
+            self._admit(frame, held)
         self._credit.top_up()
+
+    def _admit_complete(self, frame: RequestFrame, held: HeldFrame, settled: Settled) -> None:
+        """Go on with a frame that had to be completed."""
+        self._credit.freed(held.open)
+        self._admit(frame, held, settled)
+        self._credit.top_up()
+
+    def _give_back_incomplete(self, held: HeldFrame, pause: float, members: Iterable[Member]) -> None:
+        self._credit.freed(held.open)
+        self._senders.answered(held.reply_to, held.open)
+        self._give_back(held, pause, members)
 
     def _backlog(self) -> int:
         """Requests known to wait, here and at the broker."""
         waiting = sum([_batcher(served).waiting for served in self._loaded])
         return waiting + int(sum(self._pending.values()) * self._frame_size)
 
-    def _admit(self, frame: RequestFrame, held: HeldFrame, now: float) -> None:
+    def _admit(self, frame: RequestFrame, held: HeldFrame, settled: Settled = _NOTHING_SETTLED) -> None:
         """Hand each request of a frame to its batcher, or answer it with what is wrong with it."""
-        served = self.versions.get(frame.model_version) if frame.model_version else self._latest
-        held.served = served
+        served = held.served
         age = self._clock.age_us(held.delivery.stored_us, held.received_ns // 1000)
         held.age_ns = age * 1000
         rows = 0
         refused: list[tuple[Request, QInferError]] = []
         members: dict[int, Member] = {}
         for place, request in enumerate(frame.requests):
+            if settled and place in settled:
+                self._settle(held, request, settled[place], refused)
+                continue
             try:
                 if served is None:
                     raise ModelNotFound(f"model {self.model!r} has no version {frame.model_version!r} here")
@@ -294,7 +332,7 @@ class ModelService:
                 continue
             deadline = float("inf")
             if request.deadline_us:
-                deadline = now + (request.deadline_us - frame.sent_us - age) / 1e6
+                deadline = held.arrived + (request.deadline_us - frame.sent_us - age) / 1e6
             rows += request_rows
             members[place] = Member(request, held, plan, request_rows, deadline)
         self._credit.took(rows)
@@ -309,6 +347,20 @@ class ModelService:
                     add(member)
         if refused:
             self._refuse(held, refused, served)
+
+    def _settle(
+        self,
+        held: HeldFrame,
+        request: Request,
+        error: QInferError | None,
+        refused: list[tuple[Request, QInferError]],
+    ) -> None:
+        """A request that is not to be run: it was answered before, or there is something wrong with it."""
+        if error is not None:
+            refused.append((request, error))
+        else:
+            self._senders.answered(held.reply_to, 1)
+            self._close_requests(held)
 
     def _refuse_frame(self, delivery: Delivery, error: QInferError) -> None:
         """Drop bytes that cannot be read or answered; say so where they name an inbox."""
@@ -325,13 +377,19 @@ class ModelService:
         self, held: HeldFrame, refused: Iterable[tuple[Request, QInferError]], served: ServedVersion | None
     ) -> None:
         attempt = held.delivery.attempt
+        version = served.version if served is not None else ""
         responses = []
         for request, error in refused:
-            responses.append(Response(request.id, request.attempt + attempt, WireError.of(error)))
+            response = Response(request.id, request.attempt + attempt, WireError.of(error))
             if served is not None:
                 served.recorder.refused(error, request, held)
-        version = served.version if served is not None else ""
-        held.unsent = not self._replies.answer(held.reply_to, version, NO_BATCH, responses)
+            if request.idempotency:
+                self._store(held, request, version, NO_BATCH, response)
+            else:
+                responses.append(response)
+        if responses:
+            sent = self._replies.answer(held.reply_to, version, NO_BATCH, responses)
+            held.unsent = held.unsent or not sent
         for _ in responses:
             self._close_requests(held)
 
@@ -346,9 +404,13 @@ class ModelService:
         """Answer a request that will not run."""
         served.recorder.refused(error, member.request, member.frame)
         self._credit.freed(member.rows)
-        sent = self._replies.answer(member.frame.reply_to, served.version, NO_BATCH, [failure(member, error)])
-        member.frame.unsent = member.frame.unsent or not sent
-        self._close_requests(member.frame)
+        held, response = member.frame, failure(member, error)
+        if member.request.idempotency:
+            self._store(held, member.request, served.version, NO_BATCH, response)
+            return
+        sent = self._replies.answer(held.reply_to, served.version, NO_BATCH, [response])
+        held.unsent = held.unsent or not sent
+        self._close_requests(held)
 
     # Redelivered requests (see `isolation`)
 
@@ -448,15 +510,19 @@ class ModelService:
         self._credit.freed(batch.rows)
         info = BatchInfo(batch.rows, len(batch.members), timing.input_ns, timing.infer_ns, timing.output_ns)
         by_sender: dict[str, list[Response]] = {}
+        largest = self._bus.max_payload - _OVERHEAD
+        stored: list[Member] = []
         for member in batch.members:
             response = member.response
             if response is None:  # an executor sets every response
                 raise AssertionError(f"request {member.request.id} was not answered")
             response.queue_us = (completion.started_ns - member.frame.received_ns) // 1000
-            if not member.cancelled:
-                by_sender.setdefault(member.frame.reply_to, []).append(response)
-            else:
+            if member.cancelled:
                 self._senders.answered(member.frame.reply_to, 1)
+            elif member.request.idempotency or size_of(response) > largest:
+                stored.append(member)
+            else:
+                by_sender.setdefault(member.frame.reply_to, []).append(response)
         unsent = {
             reply_to
             for reply_to, responses in by_sender.items()
@@ -465,11 +531,35 @@ class ModelService:
         self._credit.top_up()  # before the acks, which carry the pull
         for member in batch.members:
             frame = member.frame
+            if stored and member in stored and member.response is not None:
+                self._store(frame, member.request, served.version, info, member.response, member.rows)
+                continue
             frame.unsent = frame.unsent or frame.reply_to in unsent
             self._close_requests(frame)
         served.recorder.executed(completion)
         if batch.reason == "isolated":
             self._isolated.pop(batch).set()
+
+    def _store(
+        self,
+        held: HeldFrame,
+        request: Request,
+        version: str,
+        info: BatchInfo,
+        response: Response,
+        rows: int = 0,
+    ) -> None:
+        """Answer a request by way of the broker's store; what it takes here is taken until then."""
+        self._credit.hold(rows)
+
+        def done(sent: bool) -> None:
+            self._credit.freed(rows)
+            self._senders.answered(held.reply_to, 1)
+            held.unsent = held.unsent or not sent
+            self._close_requests(held)
+            self._credit.top_up()
+
+        self._answers.send(held.reply_to, version, info, request, response, done)
 
     def _close_requests(self, frame: HeldFrame) -> None:
         """One more of a frame's requests is answered; the last one acks the frame."""
