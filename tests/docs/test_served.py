@@ -51,10 +51,11 @@ async def ask(running: Fleet, request: bytes) -> Answer:
         return await connection.ask(request)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/http-grpc.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/http-grpc.md", "docs/overload.md"])
 async def test_curl(running: Fleet, name: str) -> None:
-    ((path, body),) = CURL.findall("\n".join(blocks(read(name), "console")))
-    answer = await ask(running, http.post(path, body.encode()))
+    text = "\n".join(blocks(read(name), "console"))
+    ((path, body),) = CURL.findall(text)
+    answer = await ask(running, http.post(path, body.encode(), *re.findall("-H '([^']*)'", text)))
     given = json.loads(body)
     assert answer.outputs() == {"y": given["inputs"][0]["data"]}
     assert answer.json().get("id") == given.get("id")

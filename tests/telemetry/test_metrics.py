@@ -9,6 +9,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,8 +141,19 @@ async def test_exemplars_lead_from_a_bucket_to_its_trace(worker_registry: Collec
     assert exemplars["qinfer_batch_size_bucket", "8.0"][0] == {"trace_id": TRACE}
 
 
+@dataclass(frozen=True)
+class Queue:
+    """What a gateway knows of a model's queue."""
+
+    count: int
+    known_backlog: int
+    drain_rate: float
+
+
 def gateway_registry() -> CollectorRegistry:
-    stats = GatewayStats({"mlp"}.__contains__, in_flight=lambda: {"mlp": 4})
+    queue = Queue(count=4, known_backlog=70, drain_rate=12.5)
+    stats = GatewayStats({"mlp"}.__contains__, queues=lambda: {"mlp": queue})
+    stats.dropped, stats.resent = 5, 6
     stats.record("mlp", "http", "ok", 0.002, TRACE)
     stats.record("mlp", "grpc", "queue_full", 0.0001)
     stats.record('no"such\nmodel', "http", "model_not_found", 0.0001)
@@ -163,6 +175,10 @@ async def test_a_gateways_metrics() -> None:
     assert found["qinfer_frame_rows_sum", "model=mlp"] == 12
     assert found["qinfer_frame_requests_sum", "model=mlp"] == 3
     assert found["qinfer_requests_in_flight", "model=mlp"] == 4
+    assert found["qinfer_backlog_requests", "model=mlp"] == 70
+    assert found["qinfer_drain_rate_rows", "model=mlp"] == 12.5
+    assert found["qinfer_answers_dropped_total",] == 5
+    assert found["qinfer_requests_resent_total",] == 6
     assert TRACE in body.decode()
 
 
