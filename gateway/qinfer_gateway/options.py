@@ -27,6 +27,8 @@ class GatewayOptions:
         max_queue_rows: rows this process holds at once for one model; more are answered 429. 0 for no limit.
         broker_patience: how long requests in flight wait for a broker that is away, before they are answered
             503.
+        lame_duck: how long, after SIGTERM, clients are answered on the connections they have, so that they
+            find others; gRPC connections are renewed more often than that. 0 for not at all.
         drain_timeout: how long requests in flight may take to finish at shutdown.
         log_requests: one structured log line a request.
         keys_file: API keys that are accepted; None for none.
@@ -56,6 +58,7 @@ class GatewayOptions:
     max_in_flight: int = 4096
     max_queue_rows: int = 0
     broker_patience: float = 10.0
+    lame_duck: float = 10.0
     drain_timeout: float = 30.0
     log_requests: bool = False
     keys_file: Path | None = None

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from qinfer.bus import connect
-from qinfer.lifecycle import until_stopped
+from qinfer.lifecycle import READY, notify, until_stopped
 from qinfer.registry import Directory
 from qinfer.telemetry.gateway import GatewayStats
 from qinfer.telemetry.logs import log_handler
@@ -48,6 +48,7 @@ class Gateway:
         self._stack = AsyncExitStack()
         self.http: HttpServer | None = None
         self.grpc: GrpcServer | None = None
+        self._front: Front | None = None
 
     async def start(self) -> None:
         """Connect and listen. What was started is stopped again by `stop`, also after a failure.
@@ -75,7 +76,7 @@ class Gateway:
             patience=options.broker_patience,
             max_claim_bytes=options.max_claim_bytes,
         )
-        front = Front(bus, directory, catalog)
+        front = self._front = Front(bus, directory, catalog)
         if options.metrics_port >= 0:
             registry = new_registry("gateway", GatewayCollector(stats))
             await stack.enter_async_context(
@@ -88,6 +89,17 @@ class Gateway:
             await self._start_http(front, catalog, dispatcher, threads)
         if options.grpc_port >= 0:
             await self._start_grpc(front, catalog, dispatcher, threads)
+
+    async def hand_over(self) -> None:
+        """Be ready no more, and serve on until clients have gone elsewhere, or the lame duck time is over."""
+        if self._front is not None:
+            self._front.draining = True
+        waits = []
+        if self.http is not None:
+            waits.append(self.http.hand_over(self._options.lame_duck))
+        if self.grpc is not None:
+            waits.append(self.grpc.hand_over())
+        await asyncio.gather(*waits)
 
     async def stop(self) -> None:
         """Stop accepting, answer what is in flight, leave. Idempotent."""
@@ -153,6 +165,7 @@ class Gateway:
             access=self._security.access,
             tls=self._security.tls,
             limits=self._security.limits,
+            lame_duck=options.lame_duck,
             ids_are_keys=options.idempotent_request_ids,
         )
         await self.grpc.start()
@@ -168,6 +181,8 @@ class Gateway:
 async def serve(options: GatewayOptions) -> None:
     """Run one gateway until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
 
+    At SIGTERM others take over: clients are given time to find them. SIGINT is the end.
+
     Raises:
         BusUnavailable: the broker does not answer.
         SetupError: an address cannot be bound.
@@ -178,7 +193,10 @@ async def serve(options: GatewayOptions) -> None:
             await gateway.start()
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD, 20, 20)
+            notify(READY)
             await stopped.wait()
             logger.info("draining")
+            if stopped.handing_over:
+                await gateway.hand_over()
         finally:
             await gateway.stop()

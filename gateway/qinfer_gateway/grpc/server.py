@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, NoReturn
@@ -24,17 +25,22 @@ from qinfer_gateway.grpc.codec import parse
 from qinfer_gateway.grpc.health import HEALTH_SERVICE, Health
 from qinfer_gateway.grpc.inference import Inference
 from qinfer_gateway.grpc.questions import Questions
+from qinfer_gateway.grpc.sockets import connections, stop_listening
 from qinfer_gateway.grpc.status import Context, fail, unexpected
 from qinfer_gateway.grpc.stream import Streams
 from qinfer_gateway.http.limits import ConnectionLimits
 from qinfer_gateway.http.server import listen
 from qinfer_gateway.tls import ServerTls
 
+logger = logging.getLogger(__name__)
+
 _KEEP_ALIVE_MS = 60_000
 _KEEP_ALIVE_TIMEOUT_MS = 20_000
 _MIN_CLIENT_PING_MS = 10_000
 _CLOSING = 1.0  # seconds of refusing before the drain; callers that never stop asking are cut off then
 _LARGEST_MESSAGE = 2**31 - 1  # grpcio counts no further
+_AGE_SHARE = 0.7  # of the lame duck time; grpcio varies it by 10 %, and RPCs in progress take their time
+_LOOK = 0.1
 _OTHER_RPCS = 1024  # questions, watches and streams that may be open beside the calls in flight
 
 
@@ -53,6 +59,7 @@ class GrpcServer:
         access: the credentials that are accepted; None where none are asked for.
         tls: None to speak without.
         limits: what a connection may take.
+        lame_duck: seconds that `hand_over` may take; connections are renewed more often than that.
         ids_are_keys: the identifier of a request is its idempotency key, unless it has one.
     """
 
@@ -71,12 +78,14 @@ class GrpcServer:
         access: Access | None = None,
         tls: ServerTls | None = None,
         limits: ConnectionLimits | None = None,
+        lame_duck: float = 0.0,
         ids_are_keys: bool = False,
     ) -> None:
         self._tls = tls
         self._host = host
         self.port = port
         self._reuse_port = reuse_port
+        self._lame_duck = lame_duck
         self._stopping = asyncio.Event()
         self._inference = inference = Inference(
             catalog, dispatcher, threads, access, ids_are_keys=ids_are_keys
@@ -84,7 +93,10 @@ class GrpcServer:
         self._streams = Streams(inference)
         self._server: Any = grpc.aio.server(
             options=_options(
-                reuse_port=reuse_port, max_body_bytes=max_body_bytes, limits=limits or ConnectionLimits()
+                reuse_port=reuse_port,
+                max_body_bytes=max_body_bytes,
+                limits=limits or ConnectionLimits(),
+                max_age=_AGE_SHARE * lame_duck,
             ),
             maximum_concurrent_rpcs=max_in_flight + _OTHER_RPCS,
         )
@@ -118,6 +130,23 @@ class GrpcServer:
             raise SetupError(f"cannot listen on {self._host} port {self.port} for gRPC: {error}") from error
         await self._server.start()
 
+    async def hand_over(self) -> None:
+        """Accept no more connections, and answer on those there are until their clients have left them.
+
+        Every connection is told to be renewed when it reaches its age; by then there is another server.
+        """
+        self._stopping.set()
+        self._streams.finish()
+        if not stop_listening(self.port):
+            return
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._lame_duck
+        while left := connections(self.port):
+            if loop.time() >= give_up:
+                logger.warning("%d gRPC connections were not left within %g s", left, self._lame_duck)
+                return
+            await asyncio.sleep(_LOOK)
+
     async def stop(self, timeout: float) -> None:
         """Stop accepting, let RPCs in progress finish, cut those that take over `timeout` s. Idempotent."""
         loop = asyncio.get_running_loop()
@@ -128,8 +157,12 @@ class GrpcServer:
         await self._server.stop(max(0.0, give_up - loop.time()))
 
 
-def _options(*, reuse_port: bool, max_body_bytes: int, limits: ConnectionLimits) -> list[tuple[str, int]]:
+def _options(
+    *, reuse_port: bool, max_body_bytes: int, limits: ConnectionLimits, max_age: float
+) -> list[tuple[str, int]]:
+    age = [("grpc.max_connection_age_ms", max(1, int(max_age * 1000)))] if max_age else []
     return [
+        *age,  # RPCs in progress on a connection that is too old are finished on it
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.server_handshake_timeout_ms", int(limits.receive * 1000)),
         ("grpc.so_reuseport", int(reuse_port)),

@@ -90,6 +90,8 @@ class HttpFront:
         self.threads = threads
         self.access = access
         self.limits = limits or ConnectionLimits()
+        self.leaving = False
+        """Clients are to make other connections: every answer is the last on its own."""
 
 
 class _Nobody:
@@ -308,8 +310,7 @@ class Exchange(Call):
         status = error.http_status
         phrase = "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
         head = (
-            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n"
+            f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         )
         for name, value in metadata(error):
             head += f"{name}: {value}\r\n"
@@ -343,6 +344,8 @@ class Exchange(Call):
             return
         self.response_complete = True
         head, body = encoded
+        if self._front.leaving:
+            self.keep_alive = False
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
         if len(body) > OFF_LOOP_BYTES:
             self._protocol.transport.write(head + end)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ from qinfer_gateway.tls import ServerTls
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
+_LOOK = 0.02
+_CLOSE = (b"connection", b"close")
 
 
 class _Server(uvicorn.Server):
@@ -37,25 +39,39 @@ class _Server(uvicorn.Server):
             return
         # uvicorn hands its context to the event loop, but neither a time limit nor one that can be renewed.
         loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(self._connect(), sock=listener, backlog=_BACKLOG, **self._encryption())
+            for listener in sockets or ()
+        ]
+        self.started = True
+
+    async def adopt(self, connection: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._connect(), connection, **self._encryption())
+        except OSError as error:  # of TLS, mostly: nobody is left who could be told
+            logger.info("a connection was not made: %s", error)
+
+    def say_goodbye(self) -> None:
+        """Have every answer tell its client that the connection ends with it."""
+        self.config.encoded_headers.append(_CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+
+    def _connect(self) -> Callable[[], asyncio.Protocol]:
         protocol: Any = self.config.http_protocol_class
-        connect = partial(
+        return partial(
             protocol,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
-            _loop=loop,
+            _loop=asyncio.get_running_loop(),
         )
-        self.servers = [
-            await loop.create_server(
-                connect,
-                sock=listener,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=self._handshake_timeout,
-                backlog=_BACKLOG,
-            )
-            for listener in sockets or ()
-        ]
-        self.started = True
+
+    def _encryption(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        return {"ssl": self._tls.context, "ssl_handshake_timeout": self._handshake_timeout}
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -98,7 +114,9 @@ class HttpServer:
             timeout_keep_alive=cast(int, front.limits.idle),  # as good as one: the loop is told it as it is
             backlog=_BACKLOG,
         )
+        self._front = front
         self._server = _Server(config, tls, front.limits.receive)
+        self._listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -109,10 +127,44 @@ class HttpServer:
         """
         listener = listen(self._host, self.port, reuse_port=self._reuse_port)
         self.port = listener.getsockname()[1]
+        self._listener = listener.dup()
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]), name="http server")
+
+    async def hand_over(self, seconds: float) -> None:
+        """Accept no more connections, and answer on those there are until their clients have left them.
+
+        With each answer a client is told to make another connection, to another server. One that does not ask
+        anything for `seconds` is not waited for any longer.
+        """
+        self._front.leaving = True
+        self._server.say_goodbye()
+        await self._stop_listening()
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + seconds
+        while left := len(self._server.server_state.connections):
+            if loop.time() >= give_up:
+                logger.info("%d idle HTTP connections are closed", left)
+                return
+            await asyncio.sleep(_LOOK)
+
+    async def _stop_listening(self) -> None:
+        """Close the listening socket when nothing waits to be accepted: the kernel resets what does."""
+        listener, self._listener = self._listener, None
+        if listener is None or not self._server.started:
+            return
+        for server in self._server.servers:
+            server.close()
+        waiting: list[socket.socket] = []
+        with listener, contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                waiting.append(connection)
+        await asyncio.gather(*(self._server.adopt(connection) for connection in waiting))
 
     async def stop(self, timeout: float) -> None:
         """Stop accepting, let responses in progress finish, close. Idempotent."""
+        await self._stop_listening()
         task, self._task = self._task, None
         if task is None:
             return

@@ -202,6 +202,14 @@ _security_options = (
 )
 
 gateway_options = _stack(
+    click.option(
+        "--lame-duck",
+        type=click.FloatRange(0, 86400),
+        default=10.0,
+        show_default=True,
+        help="Seconds after SIGTERM in which clients are sent away by and by; gRPC connections are renewed "
+        "more often than that.",
+    ),
     click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
     click.option(
         "--http-port", type=Port(), default=8000, show_default=True, help="Port for HTTP; 0 for any free one."

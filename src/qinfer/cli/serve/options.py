@@ -31,6 +31,7 @@ class ServeOptions:
         max_body_bytes, max_claim_bytes, idempotent_request_ids, request_timeout, max_in_flight,
             max_queue_rows, broker_patience, log_requests: as for the gateway.
         ack_wait, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
+        lame_duck: how long a gateway that is replaced serves the clients it has.
         drain_timeout: how long each role may take to finish its work at shutdown.
         startup_timeout: how long until the models must be ready.
         keys_file, jwt_jwks, jwt_issuer, jwt_audience, tls_cert, tls_key, tls_client_ca, max_connections,
@@ -65,6 +66,7 @@ class ServeOptions:
     max_deliver: int = 3
     max_queue_messages: int = 65536
     max_queue_bytes: int = 64 * 1024 * 1024
+    lame_duck: float = 10.0
     drain_timeout: float = 30.0
     startup_timeout: float = 300.0
     log_requests: bool = False

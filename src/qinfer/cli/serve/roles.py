@@ -31,6 +31,7 @@ def gateway(
         f"--max-in-flight={options.max_in_flight}",
         f"--max-queue-rows={options.max_queue_rows}",
         f"--broker-patience={options.broker_patience}",
+        f"--lame-duck={options.lame_duck}",
         "--reuse-port",
         "--log-requests" if options.log_requests else "--no-log-requests",
         *_security(options),
