@@ -9,6 +9,7 @@ import click
 
 from qinfer.cli.options import (
     CONTEXT,
+    claims_option,
     drain_option,
     gateway_options,
     logging_options,
@@ -34,6 +35,7 @@ process when what is in flight has been answered; a second one stops it at once.
 @nats_option(required=True)
 @namespace_option
 @gateway_options
+@claims_option
 @click.option(
     "--reuse-port/--no-reuse-port",
     default=False,

@@ -364,11 +364,17 @@ async def test_a_batch_is_not_held_open_for_company_that_cannot_come(stage: Stag
 
 
 async def test_a_response_that_is_too_large_does_not_cost_its_mates_theirs(stage: Stage) -> None:
+    """Its parameters are: tensors go through the store."""
     stage.worker.max_payload = 4096
 
     def large(batch: Any) -> Any:
-        sizes = [1000 if member.request.id == 3 else 100 for member in batch.members]
-        return [{"y": np.zeros((1, size), np.float64)} for size in sizes]
+        return [
+            OutputsWithParameters(
+                {"y": np.zeros((1, 100), np.float64)},
+                parameters={"text": "x" * 8000} if member.request.id == 3 else {},
+            )
+            for member in batch.members
+        ]
 
     await stage.serve(large, config=config_of(outputs={"y": "FP64"}))
     stage.send(*(request_of(number) for number in range(1, 9)))

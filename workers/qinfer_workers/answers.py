@@ -105,11 +105,12 @@ class Answers:
         if response.outputs:
             try:
                 await self._claim(response, kept=bool(request.idempotency))
-            except (PayloadTooLarge, QueueFull) as error:
-                _fail(response, PayloadTooLarge(f"the answer of {size_of(response)} bytes: {error}"))
+            except (PayloadTooLarge, QueueFull) as problem:
+                _fail(response, PayloadTooLarge(f"the answer of {size_of(response)} bytes: {problem}"))
         data = self._replies.encode(version, info, response)
         if len(data) > limit:
-            _fail(response, PayloadTooLarge(f"the answer of {len(data)} bytes without its tensors is too large"))
+            error = PayloadTooLarge(f"the answer of {len(data)} bytes without its tensors is too large")
+            _fail(response, error)
             data = self._replies.encode(version, info, response)
         return data
 

@@ -10,6 +10,7 @@ import click
 
 from qinfer.cli.options import (
     CONTEXT,
+    claims_option,
     drain_option,
     logging_options,
     metrics_options,
@@ -42,6 +43,7 @@ process when its batches are done and gives the rest back to the queue; a second
 @nats_option(required=True)
 @namespace_option
 @worker_options
+@claims_option
 @metrics_options
 @drain_option
 @logging_options

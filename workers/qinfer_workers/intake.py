@@ -142,7 +142,4 @@ class Intake:
 def is_incomplete(frame: RequestFrame, delivery: Delivery) -> bool:
     """Whether a frame has to be completed before its requests can be run."""
     again = delivery.attempt > 1
-    for request in frame.requests:
-        if request.claim or (again and request.idempotency):
-            return True
-    return False
+    return any([request.claim or (again and request.idempotency) for request in frame.requests])

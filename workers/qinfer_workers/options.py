@@ -45,6 +45,6 @@ class WorkerOptions:
     max_deliver: int = 3
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
-    max_claim_bytes: int = 1 << 30
+    max_claim_bytes: int = 512 * 1024 * 1024
     max_queue_messages: int = 65536
     max_queue_bytes: int = 64 * 1024 * 1024

@@ -53,10 +53,10 @@ from qinfer_workers.senders import Senders
 
 logger = logging.getLogger(__name__)
 
-_CLAIM_BYTES = 1 << 30  # held of large tensors, where nothing else is said
+_CLAIM_BYTES = 512 << 20  # held of large tensors, where nothing else is said
 _HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
 _AVERAGE = 0.1  # weight of the latest frame in the average size of frames
-_OVERHEAD = 4096  # generous bound for what a response's frame adds to its tensors
+_FRAME_SHARE = 7 / 8  # of max_payload, for the tensors of a response; the rest is for what goes with them
 _NOTHING_SETTLED: Settled = {}
 
 
@@ -339,14 +339,20 @@ class ModelService:
         if self._cancellations:
             self._drop_cancelled(frame, served, members)
         if served is not None and members:
-            if held.delivery.attempt > 1:
-                self._isolation.add(Case(held, served, frame.model_version, members))
-            else:
-                add = _batcher(served).add
-                for member in members.values():
-                    add(member)
+            self._await_batch(served, held, frame.model_version, members)
         if refused:
             self._refuse(held, refused, served)
+
+    def _await_batch(
+        self, served: ServedVersion, held: HeldFrame, version: str, members: dict[int, Member]
+    ) -> None:
+        """Let requests wait for their batch, or alone where they came before."""
+        if held.delivery.attempt > 1:
+            self._isolation.add(Case(held, served, version, members))
+            return
+        add = _batcher(served).add
+        for member in members.values():
+            add(member)
 
     def _settle(
         self,
@@ -510,7 +516,7 @@ class ModelService:
         self._credit.freed(batch.rows)
         info = BatchInfo(batch.rows, len(batch.members), timing.input_ns, timing.infer_ns, timing.output_ns)
         by_sender: dict[str, list[Response]] = {}
-        largest = self._bus.max_payload - _OVERHEAD
+        largest = self._bus.max_payload * _FRAME_SHARE
         stored: list[Member] = []
         for member in batch.members:
             response = member.response

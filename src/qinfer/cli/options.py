@@ -230,14 +230,6 @@ gateway_options = _stack(
         help="Largest request body, before and after decompression.",
     ),
     click.option(
-        "--max-claim-bytes",
-        type=Size(),
-        default=512 * 1024 * 1024,
-        show_default="512MiB",
-        help="What a gateway holds at once of tensors too large for a message of the broker; requests beyond "
-        "are answered 429, or 413 where one alone is larger.",
-    ),
-    click.option(
         "--idempotent-request-ids/--no-idempotent-request-ids",
         default=False,
         show_default=True,
@@ -335,6 +327,15 @@ worker_options = _stack(
         show_default="64MiB",
         help="Bytes the broker reserves and queues for a model before more are answered 429.",
     ),
+)
+
+claims_option = click.option(
+    "--max-claim-bytes",
+    type=Size(),
+    default=512 * 1024 * 1024,
+    show_default="512MiB",
+    help="What a process holds at once of tensors that are too large for a message of the broker. Requests "
+    "beyond are answered 429 by a gateway and wait at a worker; 413 where one alone is larger.",
 )
 
 drain_option = click.option(

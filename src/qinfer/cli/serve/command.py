@@ -11,6 +11,7 @@ from rich.console import Console
 
 from qinfer.cli.options import (
     CONTEXT,
+    claims_option,
     Port,
     Size,
     drain_option,
@@ -58,6 +59,7 @@ A second Ctrl-C stops at once. A process that dies is started again; its request
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 @worker_options
+@claims_option
 @drain_option
 @click.option(
     "--store-dir",

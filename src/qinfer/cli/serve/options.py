@@ -28,7 +28,8 @@ class ServeOptions:
         storage: where the broker keeps queued requests.
         replicas: copies of the queues a NATS cluster keeps.
         max_payload: largest message of the embedded broker.
-        max_body_bytes, max_claim_bytes, idempotent_request_ids, request_timeout, max_in_flight,
+        max_claim_bytes: as for the gateway and the worker.
+        max_body_bytes, idempotent_request_ids, request_timeout, max_in_flight,
             max_queue_rows, broker_patience, log_requests: as for the gateway.
         ack_wait, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         lame_duck: how long a gateway that is replaced serves the clients it has.

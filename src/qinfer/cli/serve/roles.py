@@ -54,6 +54,7 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
         f"--replicas={options.replicas}",
         f"--max-queue-messages={options.max_queue_messages}",
         f"--max-queue-bytes={options.max_queue_bytes}",
+        f"--max-claim-bytes={options.max_claim_bytes}",
         *_common(options),
         "--",
         *(str(path) for path in options.repositories),
