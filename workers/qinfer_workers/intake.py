@@ -142,4 +142,4 @@ class Intake:
 def is_incomplete(frame: RequestFrame, delivery: Delivery) -> bool:
     """Whether a frame has to be completed before its requests can be run."""
     again = delivery.attempt > 1
-    return any([request.claim or (again and request.idempotency) for request in frame.requests])
+    return any(request.claim or (again and request.idempotency) for request in frame.requests)

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from qinfer.cli.options import (
     CONTEXT,
-    claims_option,
     Port,
     Size,
+    claims_option,
     drain_option,
     gateway_options,
     logging_options,
