@@ -33,10 +33,15 @@ def anchors(text: str) -> set[str]:
 
 
 def options(name: str) -> set[str]:
+    """Those of a command; of a group, those of all its commands."""
     command = COMMANDS[name]
     assert command is not None
+    commands = [command, *command.commands.values()] if isinstance(command, click.Group) else [command]
     given = (
-        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        option
+        for command in commands
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
     )
     return {option for option in given if option.startswith("-")} | {"--help", "-h"}
 

@@ -20,6 +20,7 @@ EXIT_SETUP = 2
 """Exit status after a `SetupError`, the same as for a wrong command line: starting again cannot help."""
 
 _BUILT_IN = {
+    "dlq": "qinfer.cli.dlq:dlq",
     "doctor": "qinfer.cli.doctor:doctor",
     "infer": "qinfer.cli.infer:infer",
     "keys": "qinfer.cli.keys:keys",

@@ -11,12 +11,21 @@ from qinfer.bus import Bus, connect
 from qinfer.cli.tensors import parse_inputs
 from qinfer.cli.v2 import Answer
 from qinfer.errors import DeadlineExceeded, ModelNotFound, NoWorker, QInferError
-from qinfer.message import PROTOCOL_VERSION, Request, RequestFrame, decode_response_frame, encode
+from qinfer.message import (
+    KEPT,
+    PROTOCOL_VERSION,
+    Request,
+    RequestFrame,
+    Response,
+    ResponseFrame,
+    decode_response_frame,
+    encode,
+    redeem_claim,
+)
 from qinfer.registry import Directory, ModelRecord
 
 _MICROSECONDS = 1_000_000
 _GRACE = 1.0  # the worker's own answer to a passed deadline says more than ours
-_REQUEST = 1
 
 
 def infer_over_broker(
@@ -66,19 +75,24 @@ async def _infer(
         directory = Directory(bus)
         await directory.start()
         stack.push_async_callback(directory.close)
-        record = _find(directory, model, version)
+        record = find(directory, model, version)
         specs = [{"name": spec.name, "datatype": spec.datatype} for spec in record.inputs]
         request = Request(
-            id=_REQUEST,
+            id=1,
             request_id="",
             inputs=parse_inputs(inputs, specs),
             outputs=list(outputs),
-            deadline_us=int(deadline * _MICROSECONDS),
         )
-        return await _exchange(bus, model, version, request, deadline)
+        return await exchange(bus, model, version, request, deadline)
 
 
-def _find(directory: Directory, model: str, version: str) -> ModelRecord:
+def find(directory: Directory, model: str, version: str) -> ModelRecord:
+    """The record of a model that can be asked.
+
+    Raises:
+        ModelNotFound: the fleet does not know the model.
+        NoWorker: it does, but no live worker serves it.
+    """
     record = directory.record(model, version)
     if record is None:
         known = ", ".join(sorted(directory.models)) or "none"
@@ -89,8 +103,39 @@ def _find(directory: Directory, model: str, version: str) -> ModelRecord:
     return record
 
 
-async def _exchange(bus: Bus, model: str, version: str, request: Request, deadline: float) -> Answer:
-    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+async def exchange(bus: Bus, model: str, version: str, request: Request, deadline: float) -> Answer:
+    """Publish a request and wait for its answer. One at a time on a bus, which is to answer nothing else.
+
+    Args:
+        bus: a started bus.
+        model, version: whom to ask.
+        request: its `deadline_us` is set here; no other of this bus has its `id`.
+        deadline: Unix time.
+
+    Raises:
+        DeadlineExceeded: no answer came in time.
+        QInferError: the request was refused, or what the worker answered.
+    """
+    request.deadline_us = int(deadline * _MICROSECONDS)
+    started = time.perf_counter()
+    frame, response = await _answer(bus, model, version, request, deadline)
+    if response.claim:
+        redeem_claim(response.outputs, await bus.get_blob(response.claim, limit=response.claim_bytes))
+        if not response.flags & KEPT:
+            await bus.delete_blob(response.claim)
+    return Answer(
+        model=model,
+        version=frame.model_version,
+        outputs=response.outputs,
+        parameters=response.parameters,
+        seconds=time.perf_counter() - started,
+    )
+
+
+async def _answer(
+    bus: Bus, model: str, version: str, request: Request, deadline: float
+) -> tuple[ResponseFrame, Response]:
+    answered: asyncio.Future[tuple[ResponseFrame, Response]] = asyncio.get_running_loop().create_future()
 
     def refuse(error: QInferError) -> None:
         if not answered.done():
@@ -98,11 +143,11 @@ async def _exchange(bus: Bus, model: str, version: str, request: Request, deadli
 
     def take(payload: bytes) -> None:
         try:
-            answer = _read(payload, model, time.perf_counter() - started)
+            answer = _read(payload, request.id)
         except QInferError as error:
             refuse(error)
             return
-        if not answered.done():
+        if answer is not None and not answered.done():
             answered.set_result(answer)
 
     bus.on_reply(take)
@@ -115,7 +160,6 @@ async def _exchange(bus: Bus, model: str, version: str, request: Request, deadli
         in_flight=1,
         requests=[request],
     )
-    started = time.perf_counter()
     bus.publish(model, version, encode(frame), refuse)
     try:
         return await asyncio.wait_for(answered, max(0.0, deadline - time.time()) + _GRACE)
@@ -123,20 +167,14 @@ async def _exchange(bus: Bus, model: str, version: str, request: Request, deadli
         raise DeadlineExceeded(f"model {model!r} did not answer in time") from None
 
 
-def _read(payload: bytes, model: str, seconds: float) -> Answer:
+def _read(payload: bytes, number: int) -> tuple[ResponseFrame, Response] | None:
+    """The answer to a request, if this is it, and not a late one to an earlier request."""
     frame = decode_response_frame(payload)
-    error = frame.error
+    if frame.error is not None:
+        raise frame.error.exception()
     for response in frame.responses:
-        if response.id == _REQUEST:
-            if response.error is None:
-                return Answer(
-                    model=model,
-                    version=frame.model_version,
-                    outputs=response.outputs,
-                    parameters=response.parameters,
-                    seconds=seconds,
-                )
-            error = response.error
-    if error is not None:
-        raise error.exception()
-    raise QInferError("the worker's answer holds no response to the request")
+        if response.id == number:
+            if response.error is not None:
+                raise response.error.exception()
+            return frame, response
+    return None

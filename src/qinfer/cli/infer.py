@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import click
 from rich.console import Console
@@ -90,18 +91,9 @@ def infer(
         answer = _over_http(url, model, version, inputs, wanted, timeout)
     _save(answer, wanted)
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "model_name": answer.model,
-                    "model_version": answer.version,
-                    "parameters": dict(answer.parameters),
-                    "outputs": [to_json(output) for output in answer.outputs],
-                }
-            )
-        )
+        click.echo(json.dumps(in_json(answer)))
     else:
-        _show(answer)
+        show(answer)
 
 
 def _over_http(
@@ -127,7 +119,18 @@ def _save(answer: Answer, wanted: Sequence[Wanted]) -> None:
             save(tensor, output.file)
 
 
-def _show(answer: Answer) -> None:
+def in_json(answer: Answer) -> dict[str, Any]:
+    """An answer, for programs."""
+    return {
+        "model_name": answer.model,
+        "model_version": answer.version,
+        "parameters": dict(answer.parameters),
+        "outputs": [to_json(output) for output in answer.outputs],
+    }
+
+
+def show(answer: Answer) -> None:
+    """An answer, for people."""
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("output", "datatype", "shape", "values"):
