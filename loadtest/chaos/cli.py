@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import shutil
 import tempfile
@@ -75,6 +76,7 @@ def run(
         lanes=new_lanes(load),
         keys=not no_keys,
     )
+    logging.getLogger("qinfer").setLevel(logging.ERROR)  # connections and workers are lost on purpose
     console.print(f"seed {seed}, {minutes:g} minutes, {len(plan.faults)} faults")
     folder = Path(tempfile.mkdtemp(prefix="qinfer-chaos-"))
     try:

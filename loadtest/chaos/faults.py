@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 Role: TypeAlias = Literal["worker", "gateway", "broker", "models", "load"]
 
 PROCESSES: tuple[Role, ...] = ("worker", "gateway", "broker")
-COUNT: dict[Role, int] = {"worker": 2, "gateway": 2, "broker": 1, "models": 2, "load": 1}
+COUNT: dict[Role, int] = {"worker": 2, "gateway": 2, "broker": 1, "models": 3, "load": 2}
 """How many there are of each that something can happen to."""
 
 FIRST_AT = 3.0
@@ -64,6 +64,8 @@ class Fault:
 
 
 _BROKER_GONE = frozenset(("bus_unavailable",))
+# It closes its queues before its connections: publishers are told that nobody takes the message.
+_BROKER_GOES = frozenset((*_BROKER_GONE, "no_worker"))
 _FULL = frozenset(("queue_full", "wait_too_long"))
 
 FAULTS = {
@@ -108,12 +110,13 @@ FAULTS = {
             role="broker",
             title="SIGTERM, started again",
             lasts=(0.0, 1.0),
-            allows=_BROKER_GONE,
+            allows=_BROKER_GOES,
+            ways=EVERY,
             after=3.0,
         ),
         Fault(name="broker-pause", role="broker", title="SIGSTOP, SIGCONT", lasts=(0.5, 3.0)),
         Fault(name="swap", role="models", title="a model gets a new version", lasts=(0.0, 0.0)),
-        Fault(name="poison", role="models", title="a request that kills its worker", lasts=(0.0, 0.0)),
+        Fault(name="poison", role="load", title="a request that kills its worker", lasts=(0.0, 0.0)),
         Fault(
             name="burst",
             role="load",
@@ -160,6 +163,7 @@ class Window:
         undone: when it was undone, as far as that can be done from outside: a process was started again.
         until: when it may have no effect on requests any more: all processes are ready again, and some time
             has passed where the kind allows that.
+        model, version: what is served by all workers from then on, where it was swapped.
     """
 
     fault: str
@@ -167,6 +171,8 @@ class Window:
     began: float
     undone: float
     until: float
+    model: str = ""
+    version: int = 0
 
     def touches(self, began: float, ended: float) -> bool:
         """Whether something that lasted from `began` to `ended` may have been affected."""

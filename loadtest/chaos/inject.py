@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 from loadtest.chaos.client import Order
 from loadtest.chaos.faults import FAULTS, Planned, Way, Window
-from loadtest.chaos.models import KEEPS_JOURNAL
+from loadtest.chaos.models import KEEPS_JOURNAL, MODELS, SLOW
+from loadtest.chaos.records import Intent
 from loadtest.chaos.system import System
 
 _SLOW_DELAY = 0.03
 _SLOW_BYTES_PER_SECOND = 2_000_000
 _BURST = 400
-_BURST_SECONDS = 1.0
 _BURST_WAYS = (Way.GRPC, Way.NATS)
 
 
@@ -24,18 +24,18 @@ class Injector:
     Args:
         system: a started one.
         tell: gives an order to the clients of one way in.
-        poisoned: waits until the request that was to kill its worker has ended.
+        ended: waits until so many more requests of an intent have ended.
     """
 
     def __init__(
         self,
         system: System,
         tell: Callable[[Way, Order], None],
-        poisoned: Callable[[], Awaitable[None]],
+        ended: Callable[[Intent, int], Awaitable[None]],
     ) -> None:
         self._system = system
         self._tell = tell
-        self._poisoned = poisoned
+        self._ended = ended
         self._verbs = {
             "kill": self._kill,
             "restart": self._restart,
@@ -43,6 +43,7 @@ class Injector:
             "cut": self._cut,
             "stall": self._stall,
             "slow": self._slow,
+            "swap": self._swap,
             "poison": self._poison,
             "burst": self._burst,
         }
@@ -65,7 +66,13 @@ class Injector:
             began=began,
             undone=undone,
             until=time.monotonic() + fault.after,
+            model=self._swapped(planned),
+            version=self._system.versions.get(self._swapped(planned), 0),
         )
+
+    @staticmethod
+    def _swapped(planned: Planned) -> str:
+        return MODELS[planned.target] if planned.fault == "swap" else ""
 
     async def _all_back(self, planned: Planned, verb: str) -> None:
         roles = self._system.roles
@@ -110,11 +117,16 @@ class Injector:
         await asyncio.sleep(planned.lasts)
         link.restore()
 
+    async def _swap(self, _name: str, planned: Planned) -> None:
+        await self._system.swap(MODELS[planned.target])
+
     async def _poison(self, _name: str, planned: Planned) -> None:
+        ended = self._ended(Intent.POISON, 1)
         self._tell(Way.HTTP, Order(do="poison", model=KEEPS_JOURNAL[planned.target]))
-        await self._poisoned()
+        await ended
 
     async def _burst(self, _name: str, _planned: Planned) -> None:
+        ended = self._ended(Intent.BURST, _BURST * len(_BURST_WAYS))
         for way in _BURST_WAYS:
-            self._tell(way, Order(do="burst", model="slow", count=_BURST))
-        await asyncio.sleep(_BURST_SECONDS)
+            self._tell(way, Order(do="burst", model=SLOW, count=_BURST))
+        await ended

@@ -70,7 +70,7 @@ class Judge:
             runs[execution.id].append(execution)
         found = [violation for record in records if (violation := self._of(record)) is not None]
         ends = [record for record in records if record.outcome not in IN_ADDITION]
-        return [*found, *_ended_twice(ends), *self._of_runs(ends, runs)]
+        return [*found, *_ended_twice(ends), *self._of_runs(ends, runs), *self._of_versions(ends)]
 
     def touching(self, record: Record) -> list[Window]:
         """The faults that a request may have felt."""
@@ -118,6 +118,18 @@ class Judge:
             if late > _BEGUN_LATE:
                 text = f"{_name(record)}: run {late:.2f} s after its deadline, without a fault"
                 yield Violation(kind="run", text=text)
+
+    def _of_versions(self, ends: Sequence[Record]) -> Iterator[Violation]:
+        """When all workers serve a version, no request that is sent then gets an older one's answer."""
+        swaps = [window for window in self.windows if window.model]
+        for record in ends:
+            if record.outcome is not Outcome.RIGHT or record.intent is Intent.REPLAY:
+                continue
+            for swap in swaps:
+                old = swap.model == record.model and record.version < swap.version
+                if old and record.sent > swap.until:
+                    text = f"{_name(record)}: version {record.version}, after all had version {swap.version}"
+                    yield Violation(kind="wrong", text=text)
 
     def _windows_between(self, began: float, ended: float) -> bool:
         return any(window.touches(began, ended) for window in self.windows)

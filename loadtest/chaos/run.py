@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from loadtest.chaos.faults import LAST_BEFORE_END, Planned, Way, Window
 from loadtest.chaos.inject import Injector
 from loadtest.chaos.judge import Violation
 from loadtest.chaos.models import read_journal
-from loadtest.chaos.records import Follower, Intent, Outcome, Record
+from loadtest.chaos.records import IN_ADDITION, Follower, Intent, Outcome, Record
 from loadtest.chaos.result import Result, summarise
 from loadtest.chaos.system import NAMESPACE, System
 from qinfer.embedded.child import describe
@@ -38,7 +38,7 @@ THINK = 0.08
 _WARM_SECONDS = 30.0
 _WARM_ANSWERS = 20
 _END_SECONDS = 60.0
-_POISONED_SECONDS = 45.0
+_ENDED_SECONDS = 50.0
 _POLL = 0.05
 _TELL_EVERY = 10.0
 _QUIET = 1.0  # seconds between the end of one round of faults and the next, at least
@@ -133,7 +133,8 @@ class Run:
         self._clients: dict[Way, ClientProcess] = {}
         self._records: list[Record] = []
         self._counts: Counter[str] = Counter()
-        self._poisoned = asyncio.Event()
+        self._ends: Counter[Intent] = Counter()
+        self._more = asyncio.Event()
         self._windows: list[Window] = []
         self._troubles: list[Violation] = []
         self._began = 0.0
@@ -213,7 +214,7 @@ class Run:
 
     async def _cause(self, planned: Planned, at: float) -> None:
         await asyncio.sleep(at - time.monotonic())
-        injector = Injector(self._system, self._tell, self._one_more_poisoned)
+        injector = Injector(self._system, self._tell, self._ended)
         self._tell_progress(f"{planned.fault} {planned.target}, {planned.lasts:.1f} s")
         try:
             self._windows.append(await injector.cause(planned))
@@ -223,9 +224,17 @@ class Run:
     def _tell(self, way: Way, order: Order) -> None:
         self._clients[way].tell(order)
 
-    async def _one_more_poisoned(self) -> None:
-        self._poisoned.clear()
-        await asyncio.wait_for(self._poisoned.wait(), _POISONED_SECONDS)
+    def _ended(self, intent: Intent, count: int) -> Awaitable[None]:
+        """Wait until so many more requests of an intent have ended; counted from this call."""
+        goal = self._ends[intent] + count
+
+        async def wait() -> None:
+            async with asyncio.timeout(_ENDED_SECONDS):
+                while self._ends[intent] < goal:
+                    self._more.clear()
+                    await self._more.wait()
+
+        return wait()
 
     async def _follow_for(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -239,8 +248,8 @@ class Run:
                 self._records.append(record)
                 self._counts[record.outcome] += 1
                 self._counts[f"{record.way} {record.outcome}"] += 1
-                if record.intent is Intent.POISON:
-                    self._poisoned.set()
+                self._ends[record.intent] += record.outcome not in IN_ADDITION
+                self._more.set()
 
     def _right(self, way: Way) -> int:
         return self._counts[f"{way} {Outcome.RIGHT}"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
 import sys
+import time
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +16,13 @@ from loadtest.chaos import models
 from loadtest.chaos.faults import COUNT
 from loadtest.chaos.proxy import HOST, Proxy
 from loadtest.chaos.roles import Death, Role, listens
+from qinfer.bus import connect
 from qinfer.embedded.binary import find_binary
 from qinfer.embedded.configuration import USER, Settings, render
 from qinfer.embedded.server import DEFAULT_MAX_PAYLOAD, read_info
 from qinfer.embedded.store import Store
+from qinfer.errors import Unavailable
+from qinfer.registry import Directory
 
 NAMESPACE = "chaos"
 ACK_WAIT = 2.0
@@ -31,6 +36,9 @@ MAX_QUEUE_MESSAGES = 200
 _DRAIN_SECONDS = 20
 _INFO_SECONDS = 1.0
 _WORKER_READY = " serves "
+_REPOSITORY_POLL = 0.5
+_SWAP_SECONDS = 30.0
+_POLL = 0.05
 
 
 class System:
@@ -53,6 +61,7 @@ class System:
         self._password = secrets.token_urlsafe(24)
         self.links: dict[str, Proxy] = {}
         self.roles: dict[str, Role] = {}
+        self._directory: Directory | None = None
         self.versions = dict.fromkeys(models.MODELS, 1)
 
     @property
@@ -64,6 +73,25 @@ class System:
     def deaths(self) -> list[Death]:
         """Of all processes that ended without being told to."""
         return [death for role in self.roles.values() for death in role.deaths]
+
+    async def swap(self, model: str) -> None:
+        """Give a model a new version, and wait until all live workers serve it.
+
+        Raises:
+            Unavailable: they did not in time.
+        """
+        version = self.versions[model] = self.versions[model] + 1
+        await asyncio.to_thread(models.add_version, self.repository, model, version)
+        give_up = time.monotonic() + _SWAP_SECONDS
+        while not self._all_serve(model, str(version)):
+            if time.monotonic() > give_up:
+                raise Unavailable(f"not all workers serve {model} {version} after {_SWAP_SECONDS:.0f} s")
+            await asyncio.sleep(_POLL)
+
+    def _all_serve(self, model: str, version: str) -> bool:
+        assert self._directory is not None
+        workers = [worker for worker in self._directory.workers if not worker.draining]
+        return bool(workers) and all(version in worker.models.get(model, ()) for worker in workers)
 
     async def __aenter__(self) -> System:
         self.journal.mkdir()
@@ -82,6 +110,12 @@ class System:
 
     async def _start(self) -> None:
         await self._launch(self._broker())
+        bus = connect(self.nats, namespace=NAMESPACE, name="chaos")
+        await bus.start()
+        self._stack.push_async_callback(bus.close)
+        self._directory = Directory(bus)
+        await self._directory.start()
+        self._stack.push_async_callback(self._directory.close)
         names = [f"{role} {number}" for role in ("worker", "gateway") for number in range(COUNT[role])]
         for name in names:
             self.links[name] = await self._stack.enter_async_context(Proxy(self.nats_port))
@@ -127,6 +161,7 @@ class System:
             [
                 *(sys.executable, "-m", "qinfer", "worker", str(self.repository)),
                 *(f"--namespace={NAMESPACE}", f"--drain-timeout={_DRAIN_SECONDS}"),
+                *("--model-control-mode=poll", f"--repository-poll-secs={_REPOSITORY_POLL}"),
                 *(f"--ack-wait={ACK_WAIT}", "--storage=file", f"--max-queue-messages={MAX_QUEUE_MESSAGES}"),
             ],
             ready,
