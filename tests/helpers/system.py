@@ -242,7 +242,9 @@ async def _forget(nats_url: str, namespace: str) -> None:
         stream = client.jetstream()
         for info in await stream.streams_info():
             name = str(info.config.name)
-            if name.startswith((f"QINFER_{namespace}=", f"KV_qinfer_{namespace}_")):
+            if name.startswith(
+                (f"QINFER_{namespace}=", f"KV_qinfer_{namespace}_", f"OBJ_qinfer_{namespace}_")
+            ):
                 await stream.delete_stream(name)
     finally:
         await client.close()

@@ -117,8 +117,12 @@ class Blobs:
         return data
 
     async def delete(self, name: str) -> None:
+        # Not the client library's way, which leaves a tombstone: names are never used again.
         with contextlib.suppress(NotFoundError, NoStreamResponseError):
-            await (await self._open()).delete(name)
+            info = await (await self._open()).get_info(name)
+            encoded = urlsafe_b64encode(name.encode()).decode()
+            for subject in (f"$O.{self._bucket}.M.{encoded}", f"$O.{self._bucket}.C.{info.nuid}"):
+                await self._jetstream.purge_stream(f"OBJ_{self._bucket}", subject=subject)
 
     async def _open(self) -> ObjectStore:
         if self._store is None:
