@@ -6,19 +6,23 @@ import asyncio
 import json
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import nats
 import nats.errors
-from nats.js.errors import APIError
+from nats.js import JetStreamContext
 
 from qinfer.embedded.binary import find_binary
 from qinfer.embedded.guard import guarded
 from tests.helpers.waiting import PATIENCE
 
 HOST = "127.0.0.1"
+T = TypeVar("T")
+
 _SIZE = 3  # the smallest that goes on with one member less
 
 
@@ -123,26 +127,22 @@ class Cluster:
                 await asyncio.sleep(0.05)
 
     async def formed(self) -> None:
-        """Wait until the cluster has a leader and all that run are with it."""
+        """Wait until all members are of the cluster and have copies of all that the others have."""
         async with asyncio.timeout(PATIENCE):
             for member in self.members:
-                while member.process is not None and not await _usable(member):
+                while not await _ask(member, _complete):  # noqa: ASYNC110 - a condition of other processes
                     await asyncio.sleep(0.05)
 
     async def _leader(self, stream: str, consumer: str) -> str:
+        async def question(context: JetStreamContext) -> str:
+            info = await (
+                context.consumer_info(stream, consumer) if consumer else context.stream_info(stream)
+            )
+            return (info.cluster.leader if info.cluster else None) or ""
+
         for member in self.members:
-            if member.process is None:
-                continue
-            with suppress(nats.errors.Error, OSError, TimeoutError):
-                client = await nats.connect(member.url, connect_timeout=1, allow_reconnect=False)
-                try:
-                    context = client.jetstream(timeout=1)
-                    info = await (
-                        context.consumer_info(stream, consumer) if consumer else context.stream_info(stream)
-                    )
-                    return (info.cluster.leader if info.cluster else None) or ""
-                finally:
-                    await client.close()
+            if member.process is not None and (name := await _ask(member, question)):
+                return name
         return ""
 
     def _configuration(self, member: Member) -> dict[str, object]:
@@ -151,7 +151,11 @@ class Cluster:
             "listen": f"{HOST}:{member.port}",
             "log_file": str(member.directory / "log"),
             "max_payload": 8 << 20,
-            "jetstream": {"store_dir": str(member.directory), "max_file_store": 4 << 30, "max_memory_store": 1 << 30},
+            "jetstream": {
+                "store_dir": str(member.directory),
+                "max_file_store": 4 << 30,
+                "max_memory_store": 1 << 30,
+            },
             "cluster": {
                 "name": "test",
                 "listen": f"{HOST}:{member.route}",
@@ -160,17 +164,26 @@ class Cluster:
         }
 
 
-async def _usable(member: Member) -> bool:
-    with suppress(nats.errors.Error, OSError, TimeoutError):
-        client = await nats.connect(member.url, connect_timeout=1, allow_reconnect=False)
+async def _complete(context: JetStreamContext) -> bool:
+    clusters = [info.cluster for info in await context.streams_info() if info.cluster is not None]
+    copies = [copy for cluster in clusters for copy in cluster.replicas or []]
+    return all(cluster.leader for cluster in clusters) and all(copy.current for copy in copies)
+
+
+async def _ask(member: Member, question: Callable[[JetStreamContext], Awaitable[T]]) -> T | None:
+    """Ask a member something; None when it cannot tell at the moment."""
+    try:
+        client = await nats.connect(member.url, connect_timeout=1, allow_reconnect=False, error_cb=_ignore)
         try:
-            await client.jetstream(timeout=1).account_info()
-        except APIError:
-            return False
+            return await question(client.jetstream(timeout=1))
         finally:
             await client.close()
-        return True
-    return False
+    except (nats.errors.Error, OSError, TimeoutError):
+        return None
+
+
+async def _ignore(_: Exception) -> None:
+    """Members are down at times."""
 
 
 def _free_ports(count: int) -> list[int]:

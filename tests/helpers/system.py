@@ -20,6 +20,7 @@ from typing import Any
 import nats
 
 from qinfer.bus import connect
+from qinfer.bus.nats import NatsBus
 from qinfer.naming import Names
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.http.exchange import HttpFront
@@ -165,12 +166,19 @@ class Fleet:
         return self.front.dispatcher
 
     @property
+    def bus(self) -> NatsBus:
+        """The gateway's connection to the broker."""
+        bus = self.dispatcher._bus
+        assert isinstance(bus, NatsBus)
+        return bus
+
+    @property
     def in_flight(self) -> int:
         return sum(self.dispatcher.in_flight.values())
 
     async def queued(self, model: str) -> int:
         """Messages in a model's queue at the broker, those at workers included."""
-        client = await nats.connect(self.nats)
+        client = await nats.connect(self.nats.split(","))
         try:
             info = await client.jetstream().stream_info(Names(self.namespace).stream(model))
             return int(info.state.messages)
@@ -237,7 +245,7 @@ class Fleet:
 
 
 async def _forget(nats_url: str, namespace: str) -> None:
-    client = await nats.connect(nats_url)
+    client = await nats.connect(nats_url.split(","))
     try:
         stream = client.jetstream()
         for info in await stream.streams_info():

@@ -360,22 +360,30 @@ class NatsBus(Bus):
             self._restoring = asyncio.create_task(self._restore())
 
     async def _restore(self) -> None:
-        """Make anew what the broker may have forgotten, then pull again."""
+        """Go on after an outage. What is still there need not wait for what has to be made anew."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._pull_again())
+            group.create_task(self._remake())
+
+    async def _pull_again(self) -> None:
+        await self._connection.settle()
+        self._confirmations.give_up_doubtful()
+        for consumer in self._consumers.values():
+            consumer.reset()
+
+    async def _remake(self) -> None:
+        """Make anew what the broker may have forgotten; try until it can."""
         self._registry.forget()
         self._blobs.forget()
         while not self._closed:
             try:
-                await self._remake()
-                await self._connection.settle()
-                self._confirmations.give_up_doubtful()
-                for consumer in self._consumers.values():
-                    consumer.reset()
+                await self._remake_once()
                 return
             except (QInferError, nats.errors.Error, OSError) as error:
                 logger.warning("the broker is there but not ready: %s", error)
                 await asyncio.sleep(_RETRY_WAIT)
 
-    async def _remake(self) -> None:
+    async def _remake_once(self) -> None:
         for model, spec in list(self._queues.items()):
             await self._declare(model, spec)
         for (model, version), consumer in list(self._consumers.items()):

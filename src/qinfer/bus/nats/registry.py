@@ -24,10 +24,7 @@ from qinfer.bus.nats.storage import replicated
 from qinfer.naming import Names
 
 _OPERATION = "KV-Operation"
-
-# Those who watch hear of an entry even when nobody can store it at the moment. Whoever renews one must not be
-# held up so long that they take it for dead (`WORKER_LIFETIME`).
-_PUT_TIMEOUT = 2.0
+_PUT_TIMEOUT = 2.0  # whoever renews an entry every few seconds must not be held up for longer
 
 
 class Registry:
@@ -40,6 +37,10 @@ class Registry:
         self._buckets: dict[str, KeyValue] = {}
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
+        if bucket not in self._buckets:
+            # To look the bucket up takes long when a member of a cluster died. Those who watch hear of the
+            # entry all the same, and do not take whoever renews it for dead (`WORKER_LIFETIME`).
+            self._connection.publish(f"$KV.{bucket}.{key}", value)
         async with asyncio.timeout(_PUT_TIMEOUT):
             try:
                 await (await self._bucket(bucket)).put(key, value)
