@@ -58,6 +58,7 @@ class Failure:
 
     def __init__(self, error: Any) -> None:
         metadata: Mapping[str, str] = dict(error.trailing_metadata() or ())
+        self.metadata = {name: value for name, value in metadata.items() if isinstance(value, str)}
         self.code: grpc.StatusCode = error.code()
         self.message: str = error.details()
         self.reason = metadata.get("x-qinfer-reason", "")
