@@ -62,7 +62,13 @@ class Stage:
     """A dispatcher, and the worker's end of the bus."""
 
     def __init__(
-        self, client: Bus, worker: Bus, *, max_in_flight: int = 100, timeout: float = 30.0, max_claim_bytes: int = 1 << 20
+        self,
+        client: Bus,
+        worker: Bus,
+        *,
+        max_in_flight: int = 100,
+        timeout: float = 30.0,
+        max_claim_bytes: int = 1 << 20,
     ) -> None:
         self.client, self.worker = client, worker
         self.stats = GatewayStats(lambda model: True)
