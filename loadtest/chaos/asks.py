@@ -107,23 +107,19 @@ class Refusal(Exception):
         reason: from the enumeration of the protocol, or `CONNECTION`.
         status: the protocol's code.
         pause: what it said about a retry, in seconds; None when nothing.
-        unheard: whether nothing of the request can have been taken up, as far as its sender can tell.
     """
 
-    def __init__(
-        self, reason: str, detail: str, *, status: int = 0, pause: float | None = None, unheard: bool = False
-    ) -> None:
+    def __init__(self, reason: str, detail: str, *, status: int = 0, pause: float | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
         self.status = status
         self.pause = pause
-        self.unheard = unheard
 
 
-def broken(error: BaseException, *, unheard: bool = False) -> Refusal:
+def broken(error: BaseException) -> Refusal:
     """The refusal that a lost connection is."""
-    return Refusal(CONNECTION, repr(error), unheard=unheard)
+    return Refusal(CONNECTION, repr(error))
 
 
 class Sender(ABC):

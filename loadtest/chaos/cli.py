@@ -80,7 +80,7 @@ def run(
     console.print(f"seed {seed}, {minutes:g} minutes, {len(plan.faults)} faults")
     folder = Path(tempfile.mkdtemp(prefix="qinfer-chaos-"))
     try:
-        done = asyncio.run(Run(plan, folder, lambda text: console.print(text, markup=False)).run())
+        done = asyncio.run(_run(plan, folder, console))
         keep = keep or not done.passed
     finally:
         if not keep:
@@ -95,6 +95,10 @@ def run(
         console.print(f"wrote {target} and {target.with_suffix('.json')}")
     if not done.passed:
         raise click.exceptions.Exit(1)
+
+
+async def _run(plan: Plan, folder: Path, console: Console) -> result.Result:
+    return await Run(plan, folder, lambda text: console.print(text, markup=False)).run()
 
 
 @main.command()

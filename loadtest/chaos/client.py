@@ -36,6 +36,7 @@ _REPLAYED_SHARE = 0.3
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+_TRIED_AGAIN = frozenset((CONNECTION, "bus_unavailable", "shutting_down"))
 _WORTH_TRYING = 0.5  # seconds that have to be left for another try
 _BIG = 2**31
 
@@ -162,17 +163,12 @@ class Client:
             return self._record(ask, sent, Outcome.LOST, detail=detail)
 
     def _again(self, ask: Ask, refusal: Refusal) -> bool:
-        """Whether to send a request again, as a careful client of this protocol would.
+        """Whether to send a request again: only with an idempotency key, so that nothing is done twice.
 
-        - A connection that ended before a request can have been heard: again, on another one.
-        - A gateway that is shutting down has not taken the request: again.
-        - With an idempotency key also where the work may have been done: nothing is done twice.
+        Even a request that is safe to repeat is not repeated: it shall be seen what becomes of the first.
         """
-        if ask.deadline - self._loop.time() < _WORTH_TRYING:
-            return False
-        if refusal.reason == "shutting_down" or refusal.unheard:
-            return True
-        return bool(ask.key) and refusal.reason in (CONNECTION, "bus_unavailable")
+        enough_time = ask.deadline - self._loop.time() >= _WORTH_TRYING
+        return bool(ask.key) and enough_time and refusal.reason in _TRIED_AGAIN
 
     def _answered(self, ask: Ask, sent: float, answer: Answer) -> Record:
         fault = answer.fault(ask)

@@ -17,11 +17,7 @@ _TIMEOUT, _KEY, _REASON = "x-qinfer-timeout-ms", "idempotency-key", "x-qinfer-re
 
 
 class HttpSender(Sender):
-    """Asks with JSON tensors.
-
-    A connection that was used before may be ended by the server at any time, also while a request is on its
-    way to it (RFC 9112, section 9.3.1). What ended then without a byte of an answer is `unheard`.
-    """
+    """Asks with JSON tensors."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -47,10 +43,9 @@ class HttpSender(Sender):
             status, headers, body = await connection.response()
             reusable = headers.get("connection", "").lower() != "close"
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise broken(error, unheard=connection.used and not connection.began) from error
+            raise broken(error) from error
         finally:
             if reusable:
-                connection.used = True
                 self._connections[lane] = connection
             else:
                 connection.close()
@@ -63,8 +58,6 @@ class _Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self.used = False
-        self.began = False
 
     @property
     def ended(self) -> bool:
@@ -72,14 +65,11 @@ class _Connection:
         return self._reader.at_eof() or self._writer.is_closing()
 
     def write(self, data: bytes) -> None:
-        self.began = False
         self._writer.write(data)
 
     async def response(self) -> tuple[int, dict[str, str], bytes]:
         """Status, headers with names in lower case, body."""
-        first = await self._reader.readexactly(1)
-        self.began = True
-        head = first + await self._reader.readuntil(b"\r\n\r\n")
+        head = await self._reader.readuntil(b"\r\n\r\n")
         status_line, *lines = head.decode("latin-1").split("\r\n")
         pairs = (line.partition(":") for line in lines if line)
         headers = {name.lower(): value.strip() for name, _, value in pairs}
@@ -91,11 +81,10 @@ class _Connection:
 
 
 async def _connect(port: int) -> _Connection:
-    """A new connection; the one to a gateway that was just killed is refused, and the next may not be."""
     try:
         return _Connection(*await asyncio.open_connection(HOST, port, limit=_HEAD_LIMIT))
     except OSError as error:
-        raise broken(error, unheard=True) from error
+        raise broken(error) from error
 
 
 def _request(ask: Ask, budget: float) -> bytes:

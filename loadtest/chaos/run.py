@@ -199,6 +199,16 @@ class Run:
             if wrong:
                 self._trouble(wrong)
         self._follow()
+        await self._look_after()
+
+    async def _look_after(self) -> None:
+        """What must be left, and what must not, when all requests have ended."""
+        for left in await self._system.left_behind():
+            self._trouble(f"left behind: {left}")
+        poisons = [record for record in self._records if record.intent is Intent.POISON]
+        buried, expected = sorted(await self._system.buried()), sorted(str(record.id) for record in poisons)
+        if buried != expected:
+            self._trouble(f"in the dead letters: requests {buried}; expected {expected}")
 
     async def _cause_all(self) -> None:
         for _, faults in groupby(self._plan.faults, key=lambda planned: planned.round):

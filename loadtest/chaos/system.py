@@ -17,6 +17,7 @@ from loadtest.chaos.faults import COUNT
 from loadtest.chaos.proxy import HOST, Proxy
 from loadtest.chaos.roles import Death, Role, listens
 from qinfer.bus import connect
+from qinfer.deadletter import decode_letter
 from qinfer.embedded.binary import find_binary
 from qinfer.embedded.configuration import USER, Settings, render
 from qinfer.embedded.server import DEFAULT_MAX_PAYLOAD, read_info
@@ -38,6 +39,8 @@ _INFO_SECONDS = 1.0
 _WORKER_READY = " serves "
 _REPOSITORY_POLL = 0.5
 _SWAP_SECONDS = 30.0
+_EMPTY_SECONDS = 20.0
+_LETTERS = 1000
 _POLL = 0.05
 
 
@@ -61,7 +64,8 @@ class System:
         self._password = secrets.token_urlsafe(24)
         self.links: dict[str, Proxy] = {}
         self.roles: dict[str, Role] = {}
-        self._directory: Directory | None = None
+        self._bus = connect(self.nats, namespace=NAMESPACE, name="chaos")
+        self._directory = Directory(self._bus)
         self.versions = dict.fromkeys(models.MODELS, 1)
 
     @property
@@ -89,9 +93,24 @@ class System:
             await asyncio.sleep(_POLL)
 
     def _all_serve(self, model: str, version: str) -> bool:
-        assert self._directory is not None
         workers = [worker for worker in self._directory.workers if not worker.draining]
         return bool(workers) and all(version in worker.models.get(model, ()) for worker in workers)
+
+    async def left_behind(self) -> list[str]:
+        """What is still queued for a model, when nobody has asked for anything for a while."""
+        queued = dict.fromkeys(models.MODELS, 0)
+        give_up = time.monotonic() + _EMPTY_SECONDS
+        while time.monotonic() < give_up:
+            queued = {model: await self._bus.queued(model, "") for model in models.MODELS}
+            if not any(queued.values()):
+                break
+            await asyncio.sleep(_POLL)
+        return [f"{count} frames in the queue of {model}" for model, count in queued.items() if count]
+
+    async def buried(self) -> list[str]:
+        """Identifiers of the requests that lie in the dead letters."""
+        letters = await self._bus.letters(limit=_LETTERS)
+        return [decode_letter(letter.data).request_id for letter in letters]
 
     async def __aenter__(self) -> System:
         self.journal.mkdir()
@@ -110,10 +129,8 @@ class System:
 
     async def _start(self) -> None:
         await self._launch(self._broker())
-        bus = connect(self.nats, namespace=NAMESPACE, name="chaos")
-        await bus.start()
-        self._stack.push_async_callback(bus.close)
-        self._directory = Directory(bus)
+        await self._bus.start()
+        self._stack.push_async_callback(self._bus.close)
         await self._directory.start()
         self._stack.push_async_callback(self._directory.close)
         names = [f"{role} {number}" for role in ("worker", "gateway") for number in range(COUNT[role])]
