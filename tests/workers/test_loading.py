@@ -15,7 +15,7 @@ from qinfer.repository import InstanceGroup, ModelConfig, ModelEntry
 from qinfer_workers import loading
 from qinfer_workers.backends.base import Instance, InstanceSpec
 from qinfer_workers.loading import close, load_version, placements, record_of
-from qinfer_workers.service import ServedVersion
+from qinfer_workers.served import ServedVersion
 from tests.helpers.waiting import eventually
 from tests.workers.support import StubInstance, config_of, double
 

@@ -33,7 +33,8 @@ from qinfer_workers.backends.base import OutputsWithParameters
 from qinfer_workers.execution import Executor
 from qinfer_workers.instance import Completion, InstanceThread
 from qinfer_workers.record import BatchRecorder
-from qinfer_workers.service import ModelService, ServedVersion
+from qinfer_workers.served import ServedVersion
+from qinfer_workers.service import ModelService
 from tests.helpers.waiting import Mailbox, eventually
 from tests.workers.support import StubInstance, config_of, double, request_of
 

@@ -16,7 +16,7 @@ from qinfer.signature import Plan
 from qinfer.telemetry.stats import CloseReason
 
 if TYPE_CHECKING:
-    from qinfer_workers.service import ServedVersion
+    from qinfer_workers.served import ServedVersion
 
 
 class HeldFrame:

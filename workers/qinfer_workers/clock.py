@@ -12,6 +12,15 @@ new. So the broker is asked for its time as well, at the start and `CALIBRATION`
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from time import perf_counter_ns
+
+from qinfer.bus import Bus
+from qinfer.errors import BusUnavailable
+
+logger = logging.getLogger(__name__)
+
 CALIBRATION = 20.0
 """Seconds between two questions for the broker's time: each window has several answers."""
 
@@ -46,3 +55,20 @@ class BrokerClock:
             self._previous, self._current, self._started = self._current, difference, now_us
         base = self._current if self._previous is None else min(self._current, self._previous)
         return max(0, difference - base)
+
+
+async def calibrate(clock: BrokerClock, bus: Bus, model: str) -> None:
+    """Learn how far this host's clock is from the one that gives a model's frames their times."""
+    try:
+        broker_us = await bus.clock_us(model)
+    except BusUnavailable as error:
+        logger.warning("model %s: ages are estimated from frames alone: %s", model, error)
+    else:
+        clock.calibrate(broker_us, perf_counter_ns() // 1000)
+
+
+async def follow(clock: BrokerClock, bus: Bus, model: str) -> None:
+    """Calibrate again and again, until cancelled."""
+    while True:
+        await asyncio.sleep(CALIBRATION)
+        await calibrate(clock, bus, model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qinfer_workers.batch import HeldFrame
 
 if TYPE_CHECKING:
-    from qinfer_workers.service import ServedVersion
+    from qinfer_workers.served import ServedVersion
 
 
 class HeldFrames:

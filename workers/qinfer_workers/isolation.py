@@ -29,7 +29,7 @@ from qinfer.telemetry.w3c import trace_id
 from qinfer_workers.batch import HeldFrame, Member
 
 if TYPE_CHECKING:
-    from qinfer_workers.service import ServedVersion
+    from qinfer_workers.served import ServedVersion
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from qinfer.errors import BusUnavailable
 from qinfer.naming import WORKER_LIFETIME
 from qinfer.registry import Directory, forget_models
 from qinfer_workers.loading import close
-from qinfer_workers.service import ModelService, ServedVersion
+from qinfer_workers.served import ServedVersion
+from qinfer_workers.service import ModelService
 
 logger = logging.getLogger(__name__)
 

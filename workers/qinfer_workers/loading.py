@@ -20,7 +20,7 @@ from qinfer_workers.backends.base import Backend, InstanceSpec
 from qinfer_workers.execution import Executor
 from qinfer_workers.instance import Completion, InstanceThread
 from qinfer_workers.record import BatchRecorder
-from qinfer_workers.service import ServedVersion
+from qinfer_workers.served import ServedVersion
 
 logger = logging.getLogger(__name__)
 

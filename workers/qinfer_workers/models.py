@@ -26,7 +26,8 @@ from qinfer_workers.leaving import CLOSE_TIMEOUT, Leaving
 from qinfer_workers.loading import close, load_version, record_of
 from qinfer_workers.options import WorkerOptions
 from qinfer_workers.queueing import max_deliver, queue_spec
-from qinfer_workers.service import ModelService, ServedVersion
+from qinfer_workers.served import ServedVersion
+from qinfer_workers.service import ModelService
 
 logger = logging.getLogger(__name__)
 

@@ -10,66 +10,44 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
 
 from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
 from qinfer.claims import Claims
 from qinfer.errors import (
-    BusUnavailable,
-    Cancelled,
-    DeadlineExceeded,
     ModelNotFound,
     QInferError,
 )
 from qinfer.message import (
-    BatchInfo,
     Request,
     RequestFrame,
-    Response,
-    WireError,
     decode_cancel_frame,
     decode_request_frame,
     reply_address,
 )
 from qinfer.naming import check_reply
-from qinfer.repository import ModelConfig
-from qinfer.signature import Signature
-from qinfer_workers.answers import Answers, size_of
+from qinfer_workers.answers import Answers
 from qinfer_workers.batch import Batch, HeldFrame, Member
 from qinfer_workers.batcher import Batcher
-from qinfer_workers.cancellation import Cancellations
-from qinfer_workers.clock import CALIBRATION, BrokerClock
+from qinfer_workers.cancellation import Cancellations, cancel_held
+from qinfer_workers.clock import BrokerClock, calibrate, follow
 from qinfer_workers.credit import Credit
-from qinfer_workers.execution import failure
 from qinfer_workers.held import HeldFrames
-from qinfer_workers.instance import Completion, InstanceThread
+from qinfer_workers.instance import Completion
 from qinfer_workers.intake import Intake, Settled, is_incomplete
 from qinfer_workers.isolation import Case, Isolation
-from qinfer_workers.record import BatchRecorder
-from qinfer_workers.replies import NO_BATCH, Replies
+from qinfer_workers.replies import Replies
 from qinfer_workers.senders import Senders
+from qinfer_workers.served import ServedVersion
+from qinfer_workers.settlement import Settlement
 
 logger = logging.getLogger(__name__)
 
 _CLAIM_BYTES = 512 << 20  # held of large tensors, where nothing else is said
 _HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
 _AVERAGE = 0.1  # weight of the latest frame in the average size of frames
-_FRAME_SHARE = 7 / 8  # of max_payload, for the tensors of a response; the rest is for what goes with them
 _NOTHING_SETTLED: Settled = {}
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class ServedVersion:
-    """A loaded version: its configuration, instances, and where its batches form."""
-
-    version: str
-    config: ModelConfig
-    instances: Sequence[InstanceThread]
-    recorder: BatchRecorder
-    signature: Signature
-    batcher: Batcher | None = None
 
 
 class ModelService:
@@ -119,6 +97,15 @@ class ModelService:
         self._claims = claims or Claims(bus, max_bytes=_CLAIM_BYTES)
         self._held = HeldFrames(ended=lambda frame: self._claims.release(frame.claimed))
         self._answers = Answers(bus, self._replies, self._claims)
+        self._settlement = Settlement(
+            bus,
+            model,
+            held=self._held,
+            credit=self._credit,
+            senders=self._senders,
+            replies=self._replies,
+            answers=self._answers,
+        )
         self._intake = Intake(
             bus,
             self._replies,
@@ -138,10 +125,10 @@ class ModelService:
             batch_rows=max(served.config.max_batch_size for served in versions),
             turn=turn or asyncio.Lock(),
             run=self._run_alone,
-            give_up=self._give_up,
-            answered=self._close,
+            give_up=self._settlement.give_up,
+            answered=self._settlement.pass_over,
             wanted=self._is_wanted,
-            give_back=self._give_back,
+            give_back=self._settlement.give_back,
         )
 
     async def start(self, spec: QueueSpec) -> None:
@@ -150,12 +137,12 @@ class ModelService:
         self._cancel_watch = await self._bus.on_cancel(self.model, self._cancel)
         for version in ("", *self.versions):
             await self._consume(version)
-        await self._calibrate()  # before the first frame: there may be a backlog
+        await calibrate(self._clock, self._bus, self.model)  # before the first frame: there may be a backlog
         self._tasks = [
             asyncio.create_task(
                 self._held.keep_alive(spec.ack_wait, self._loop.time), name=f"keep-alive {self.model}"
             ),
-            asyncio.create_task(self._follow_clock(), name=f"clock {self.model}"),
+            asyncio.create_task(follow(self._clock, self._bus, self.model), name=f"clock {self.model}"),
         ]
         self._isolation.start()
         self._credit.top_up()
@@ -166,14 +153,14 @@ class ModelService:
         for consumer in list(self._consumers.values()):
             await consumer.close()
         for served in self._loaded:
-            _batcher(served).drain()
+            served.batches.drain()
         if not await self._held.idle(timeout):
             logger.warning("model %s: %d frames given back to the queue", self.model, len(self._held))
         await self._isolation.close()
         await self._intake.close()
         await self._answers.close()
         for served in self._loaded:
-            _batcher(served).close()
+            served.batches.close()
         self._held.give_back()
         for task in self._tasks:
             task.cancel()
@@ -225,7 +212,7 @@ class ModelService:
         if self.versions.get(served.version) is served:  # no other took its place meanwhile
             del self.versions[served.version]
             self._gone.discard(served.version)
-        _batcher(served).drain()
+        served.batches.drain()
         if not await self._held.without(served, timeout):
             held = self._held.of(served)
             logger.warning(
@@ -234,10 +221,10 @@ class ModelService:
                 served.version,
                 len(held),
             )
-            for member in _batcher(served).close():
+            for member in served.batches.close():
                 self._credit.freed(member.rows)
             for frame in held:
-                self._give_back(frame, 0.0, ())
+                self._settlement.give_back(frame, 0.0, ())
         self._loaded.remove(served)
         self._resize()
 
@@ -247,7 +234,7 @@ class ModelService:
             served.config,
             served.instances,
             company=self._senders.company,
-            expired=partial(self._expire, served),
+            expired=partial(self._settlement.expire, served),
         )
         served.recorder.stats.pending = partial(getattr, served.batcher, "waiting")
 
@@ -304,11 +291,11 @@ class ModelService:
     def _give_back_incomplete(self, held: HeldFrame, pause: float, members: Iterable[Member]) -> None:
         self._credit.freed(held.open)
         self._senders.answered(held.reply_to, held.open)
-        self._give_back(held, pause, members)
+        self._settlement.give_back(held, pause, members)
 
     def _backlog(self) -> int:
         """Requests known to wait, here and at the broker."""
-        waiting = sum([_batcher(served).waiting for served in self._loaded])
+        waiting = sum([served.batches.waiting for served in self._loaded])
         return waiting + int(sum(self._pending.values()) * self._frame_size)
 
     def _admit(self, frame: RequestFrame, held: HeldFrame, settled: Settled = _NOTHING_SETTLED) -> None:
@@ -321,7 +308,11 @@ class ModelService:
         members: dict[int, Member] = {}
         for place, request in enumerate(frame.requests):
             if settled and place in settled:
-                self._settle(held, request, settled[place], refused)
+                error = settled[place]
+                if error is not None:
+                    refused.append((request, error))
+                else:
+                    self._settlement.skip(held)
                 continue
             try:
                 if served is None:
@@ -341,7 +332,7 @@ class ModelService:
         if served is not None and members:
             self._await_batch(served, held, frame.model_version, members)
         if refused:
-            self._refuse(held, refused, served)
+            self._settlement.refuse(held, refused, served)
 
     def _await_batch(
         self, served: ServedVersion, held: HeldFrame, version: str, members: dict[int, Member]
@@ -350,23 +341,9 @@ class ModelService:
         if held.delivery.attempt > 1:
             self._isolation.add(Case(held, served, version, members))
             return
-        add = _batcher(served).add
+        add = served.batches.add
         for member in members.values():
             add(member)
-
-    def _settle(
-        self,
-        held: HeldFrame,
-        request: Request,
-        error: QInferError | None,
-        refused: list[tuple[Request, QInferError]],
-    ) -> None:
-        """A request that is not to be run: it was answered before, or there is something wrong with it."""
-        if error is not None:
-            refused.append((request, error))
-        else:
-            self._senders.answered(held.reply_to, 1)
-            self._close_requests(held)
 
     def _refuse_frame(self, delivery: Delivery, error: QInferError) -> None:
         """Drop bytes that cannot be read or answered; say so where they name an inbox."""
@@ -379,49 +356,10 @@ class ModelService:
         delivery.term()
         self._credit.top_up()
 
-    def _refuse(
-        self, held: HeldFrame, refused: Iterable[tuple[Request, QInferError]], served: ServedVersion | None
-    ) -> None:
-        attempt = held.delivery.attempt
-        version = served.version if served is not None else ""
-        responses = []
-        for request, error in refused:
-            response = Response(request.id, request.attempt + attempt, WireError.of(error))
-            if served is not None:
-                served.recorder.refused(error, request, held)
-            if request.idempotency:
-                self._store(held, request, version, NO_BATCH, response)
-            else:
-                responses.append(response)
-        if responses:
-            sent = self._replies.answer(held.reply_to, version, NO_BATCH, responses)
-            held.unsent = held.unsent or not sent
-        for _ in responses:
-            self._close_requests(held)
-
-    def _expire(self, served: ServedVersion, members: Sequence[Member]) -> None:
-        """Answer requests whose deadline passed before they reached the model."""
-        error = DeadlineExceeded(f"deadline passed in the queue of model {self.model!r}")
-        for member in members:
-            self._give_up(served, member, error)
-        self._credit.top_up()
-
-    def _give_up(self, served: ServedVersion, member: Member, error: QInferError) -> None:
-        """Answer a request that will not run."""
-        served.recorder.refused(error, member.request, member.frame)
-        self._credit.freed(member.rows)
-        held, response = member.frame, failure(member, error)
-        if member.request.idempotency:
-            self._store(held, member.request, served.version, NO_BATCH, response)
-            return
-        sent = self._replies.answer(held.reply_to, served.version, NO_BATCH, [response])
-        held.unsent = held.unsent or not sent
-        self._close_requests(held)
-
     # Redelivered requests (see `isolation`)
 
     async def _run_alone(self, served: ServedVersion, members: Sequence[Member]) -> None:
-        batchers = [_batcher(version) for version in self._loaded]
+        batchers = [version.batches for version in self._loaded]
         try:
             for batcher in batchers:
                 await batcher.hold(_HOLD_TIMEOUT)
@@ -439,22 +377,12 @@ class ModelService:
         if member.frame not in self._held:
             return False  # given back when the version had to leave
         if member.cancelled:
-            self._drop(served, member)
+            self._settlement.drop(served, member)
         elif member.deadline <= self._loop.time():
-            self._expire(served, [member])
+            self._settlement.expire(served, [member])
         else:
             return True
         return False
-
-    def _give_back(self, held: HeldFrame, pause: float, members: Iterable[Member]) -> None:
-        """Return a frame to the queue; `members` were not answered."""
-        for member in members:
-            self._credit.freed(member.rows)
-            self._senders.answered(held.reply_to, 1)
-        if held in self._held:
-            self._held.release(held)
-            held.delivery.nak(pause)
-        self._credit.top_up()
 
     # Cancelled requests (see `cancellation`)
 
@@ -465,25 +393,8 @@ class ModelService:
         except QInferError as error:
             logger.warning("model %s: a cancellation cannot be read: %s", self.model, error)
             return
-        sender, numbers = frame.reply_to, set(frame.ids)
-
-        def gone(member: Member) -> bool:
-            return member.frame.reply_to == sender and member.request.id in numbers
-
-        found: list[Member] = []
-        for served in self._loaded:
-            waiting = _batcher(served).drop(gone)
-            for member in waiting:
-                self._drop(served, member)
-            found += waiting
-            for instance in served.instances:
-                if instance.batch is not None:
-                    found += [member for member in instance.batch.members if gone(member)]
-        found += [member for member in self._isolation.members() if gone(member)]
-        for member in found:
-            member.cancelled = True
-        unseen = numbers - {member.request.id for member in found}
-        self._cancellations.remember(sender, unseen, self._loop.time())
+        unseen = cancel_held(frame, self._loaded, self._isolation.members(), drop=self._settlement.drop)
+        self._cancellations.remember(frame.reply_to, unseen, self._loop.time())
         self._credit.top_up()
 
     def _drop_cancelled(
@@ -493,107 +404,12 @@ class ModelService:
         for place, member in list(members.items()):
             if served is not None and self._cancellations.take(frame.reply_to, member.request.id):
                 del members[place]
-                self._drop(served, member)
-
-    def _drop(self, served: ServedVersion, member: Member) -> None:
-        """End a request that nobody waits for."""
-        member.cancelled = True
-        served.recorder.refused(Cancelled("the caller has gone"), member.request, member.frame)
-        self._close(served, member)
-
-    def _close(self, _: ServedVersion, member: Member) -> None:
-        """End a request without a word."""
-        self._credit.freed(member.rows)
-        self._senders.answered(member.frame.reply_to, 1)
-        self._close_requests(member.frame)
-
-    # Back to the senders
+                self._settlement.drop(served, member)
 
     def completed(self, served: ServedVersion, completion: Completion) -> None:
         """An instance finished a batch: answer its members."""
-        batch, timing = completion.batch, completion.timing
-        _batcher(served).completed(completion)
-        self._credit.freed(batch.rows)
-        info = BatchInfo(batch.rows, len(batch.members), timing.input_ns, timing.infer_ns, timing.output_ns)
-        by_sender: dict[str, list[Response]] = {}
-        largest = self._bus.max_payload * _FRAME_SHARE
-        stored: list[Member] = []
-        for member in batch.members:
-            response = member.response
-            if response is None:  # an executor sets every response
-                raise AssertionError(f"request {member.request.id} was not answered")
-            response.queue_us = (completion.started_ns - member.frame.received_ns) // 1000
-            if member.cancelled:
-                self._senders.answered(member.frame.reply_to, 1)
-            elif member.request.idempotency or size_of(response) > largest:
-                stored.append(member)
-            else:
-                by_sender.setdefault(member.frame.reply_to, []).append(response)
-        unsent = {
-            reply_to
-            for reply_to, responses in by_sender.items()
-            if not self._replies.answer(reply_to, served.version, info, responses)
-        }
-        self._credit.top_up()  # before the acks, which carry the pull
-        for member in batch.members:
-            frame = member.frame
-            if stored and member in stored and member.response is not None:
-                self._store(frame, member.request, served.version, info, member.response, member.rows)
-                continue
-            frame.unsent = frame.unsent or frame.reply_to in unsent
-            self._close_requests(frame)
-        served.recorder.executed(completion)
+        served.batches.completed(completion)
+        self._settlement.answer(served, completion)
+        batch = completion.batch
         if batch.reason == "isolated":
             self._isolated.pop(batch).set()
-
-    def _store(
-        self,
-        held: HeldFrame,
-        request: Request,
-        version: str,
-        info: BatchInfo,
-        response: Response,
-        rows: int = 0,
-    ) -> None:
-        """Answer a request by way of the broker's store; what it takes here is taken until then."""
-        self._credit.hold(rows)
-
-        def done(sent: bool) -> None:
-            self._credit.freed(rows)
-            self._senders.answered(held.reply_to, 1)
-            held.unsent = held.unsent or not sent
-            self._close_requests(held)
-            self._credit.top_up()
-
-        self._answers.send(held.reply_to, version, info, request, response, done)
-
-    def _close_requests(self, frame: HeldFrame) -> None:
-        """One more of a frame's requests is answered; the last one acks the frame."""
-        frame.open -= 1
-        if frame.open or frame not in self._held:
-            return
-        self._held.release(frame)
-        if frame.unsent:
-            frame.delivery.nak()
-        else:
-            frame.delivery.ack()
-
-    async def _follow_clock(self) -> None:
-        while True:
-            await asyncio.sleep(CALIBRATION)
-            await self._calibrate()
-
-    async def _calibrate(self) -> None:
-        """Learn how far this host's clock is from the broker's."""
-        try:
-            broker_us = await self._bus.clock_us(self.model)
-        except BusUnavailable as error:
-            logger.warning("model %s: ages are estimated from frames alone: %s", self.model, error)
-        else:
-            self._clock.calibrate(broker_us, perf_counter_ns() // 1000)
-
-
-def _batcher(served: ServedVersion) -> Batcher:
-    if served.batcher is None:  # set by ModelService's constructor
-        raise AssertionError("version is not served yet")
-    return served.batcher
