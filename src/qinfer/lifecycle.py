@@ -107,7 +107,7 @@ def notify(message: bytes) -> None:
         try:
             sender.sendto(message, address)
         except OSError as error:
-            logger.warning("could not tell %s: %s", NOTIFY_VARIABLE, error)
+            logger.info("nobody listens at %s: %s", NOTIFY_VARIABLE, error.strerror)
 
 
 def _has_terminal() -> bool:

@@ -3,7 +3,8 @@
 It takes the real command lines, listens where a role listens, registers as a worker does, and writes what
 happens to it into a journal. The environment tells it how to misbehave: FAKE_WORKER_EXIT (status to exit
 with at once), FAKE_DRAIN (seconds a SIGTERM takes), FAKE_STATES (JSON: model to state; a worker registers
-when none is LOADING).
+when none is LOADING), FAKE_NEVER_READY (role that never says it is ready). Workers that start when the
+journal has a neighbour `.broken` cannot load any model, for the reason in it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from qinfer.bus import connect
+from qinfer.lifecycle import READY, notify
 from qinfer.registry import WorkerRecord
 
 STATES = json.loads(os.environ["FAKE_STATES"])
@@ -64,9 +66,24 @@ class SharedPort(ThreadingHTTPServer):
         super().server_bind()
 
 
+def broken() -> str:
+    """Why no model can be loaded; empty if they can."""
+    reason = Path(os.environ["FAKE_JOURNAL"] + ".broken")
+    return reason.read_text() if reason.exists() else ""
+
+
 async def register() -> None:
     models = {name: ["1"] for name, state in STATES.items() if state == "READY"}
-    worker = WorkerRecord(id=f"fake-{os.getpid()}", host=socket.gethostname(), pid=os.getpid(), models=models)
+    problems: dict[str, str] = {}
+    if reason := broken():
+        models, problems = {}, dict.fromkeys(models, reason)
+    worker = WorkerRecord(
+        id=f"fake-{os.getpid()}",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        models=models,
+        problems=problems,
+    )
     bus = connect(os.environ["QINFER_NATS"])
     await bus.start()
     await bus.put(bus.names.workers_bucket, worker.id, msgspec.msgpack.encode(worker))
@@ -76,7 +93,9 @@ async def register() -> None:
 def main() -> None:
     role = sys.argv[1]
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    asked: list[str] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: (asked.append(signal.Signals(number).name), stopped.set()))
     if role == "worker" and "FAKE_WORKER_EXIT" in os.environ:
         raise SystemExit(int(os.environ["FAKE_WORKER_EXIT"]))
     if option("--metrics-port") > 0:
@@ -89,7 +108,10 @@ def main() -> None:
     note(f"start {role} {os.getpid()}")
     if role == "worker" and "LOADING" not in STATES.values():
         asyncio.run(register())
+    if os.environ.get("FAKE_NEVER_READY") != role:
+        notify(READY)
     stopped.wait()
+    note(f"told {role} {asked[0]}")
     threading.Event().wait(float(os.environ.get("FAKE_DRAIN", "0")))
     note(f"stop {role} {os.getpid()}")
 

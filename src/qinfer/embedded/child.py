@@ -114,12 +114,19 @@ class Child:
         self._supervision = asyncio.create_task(self._supervise(started), name=f"supervise {self.name}")
         self._supervision.add_done_callback(self._report)
 
-    async def stop(self, timeout: float) -> None:
-        """Ask the process to end, kill it after `timeout` seconds, and do not start it again. Idempotent."""
+    async def stop(self, timeout: float, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask the process to end, kill it after `timeout` seconds, and do not start it again. Idempotent.
+
+        Args:
+            timeout: seconds it may take.
+            number: the signal that asks it.
+        """
+        asked = self._stopping.is_set()  # roles take a second signal as an order to be quick
         self._stopping.set()
         if self._supervision is None:
             return
-        self._signal(signal.SIGTERM)
+        if not asked:
+            self._signal(number)
         try:
             await asyncio.wait_for(asyncio.shield(self._supervision), timeout)
         except TimeoutError:

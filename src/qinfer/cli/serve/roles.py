@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from qinfer.cli.options import NATS_VARIABLE
 from qinfer.cli.serve.options import ServeOptions
+from qinfer.lifecycle import NOTIFY_VARIABLE
 
 # -P: what lies in the working directory must not shadow modules of the same name.
 PROGRAM = (sys.executable, "-P", "-m", "qinfer")
@@ -62,8 +63,12 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
 
 
 def environment(nats: str) -> dict[str, str]:
-    """The children's environment. The broker's URL, which may hold a password, travels in it."""
-    return {**os.environ, NATS_VARIABLE: nats}
+    """The children's environment. The broker's URL, which may hold a password, travels in it.
+
+    Whoever wants to know how the supervisor is doing does not want to hear it from its children.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != NOTIFY_VARIABLE}
+    return {**inherited, NATS_VARIABLE: nats}
 
 
 def _security(options: ServeOptions) -> list[str]:

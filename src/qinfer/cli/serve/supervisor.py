@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from qinfer.bus import Bus, connect
 from qinfer.cli.app import EXIT_SETUP
+from qinfer.cli.options import NATS_VARIABLE
 from qinfer.cli.serve import roles
 from qinfer.cli.serve.metrics import FleetCollector, Target
 from qinfer.cli.serve.options import ServeOptions
-from qinfer.cli.serve.ports import LOOPBACK, Reservation, free_port
+from qinfer.cli.serve.ports import LOOPBACK, Reservation
+from qinfer.cli.serve.process import Command, Notice, Role, RoleName
+from qinfer.cli.serve.rolling import Rolling, workers_here
 from qinfer.cli.v2 import V2Client
-from qinfer.embedded import Child, EmbeddedServer
+from qinfer.embedded import EmbeddedServer
 from qinfer.errors import QInferError, SetupError, Unavailable
+from qinfer.lifecycle import READY, notify, on_hangup
 from qinfer.registry import Directory, forget_models
 from qinfer.telemetry.server import MetricsServer
 
@@ -75,15 +77,18 @@ class Supervisor:
         self._program = program
         self._stop_grace = stop_grace
         self._broker: EmbeddedServer | None = None
-        self._gateways: list[Child] = []
-        self._workers: list[Child] = []
-        self._metrics_ports: dict[str, int] = {}
+        self._gateways: list[Role] = []
+        self._workers: list[Role] = []
+        self._rolling = Rolling(stop_timeout=stop_grace + options.drain_timeout + options.lame_duck)
+        self._ports = (0, 0)
+        self._environment: Mapping[str, str] = {}
         self._started = False
+        self._again = asyncio.Event()
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
 
     async def run(self) -> bool:
-        """Run until SIGINT or SIGTERM, then stop everything in order.
+        """Run until SIGINT or SIGTERM, then stop everything in order; SIGHUP replaces gateways and workers.
 
         Returns:
             Whether everything could finish its work; False when a second signal cut that short.
@@ -94,11 +99,11 @@ class Supervisor:
         """
         with ExitStack() as stack:
             stack.enter_context(self._signals())
-            addresses = self._reserve(stack)
-            async with AsyncExitStack() as services:
+            self._ports = self._reserve(stack)
+            async with on_hangup(self._again.set, self._stop.set), AsyncExitStack() as services:
                 try:
-                    await self._unless_stopped(self._start(addresses, services))
-                    await self._stop.wait()
+                    await self._unless_stopped(self._start(services))
+                    await self._unless_stopped(self._follow())
                 finally:
                     finished = await self._shut_down()
         return finished
@@ -107,14 +112,13 @@ class Supervisor:
         """The children as the metrics see them."""
         found = [
             Target(
-                role=role,
-                instance=str(index),
-                port=self._metrics_ports.get(child.name),
-                pid=child.pid,
-                restarts=child.restarts,
+                role=role.role,
+                instance=str(role.index),
+                port=role.metrics_port,
+                pid=role.child.pid,
+                restarts=role.child.restarts,
             )
-            for role, children in (("gateway", self._gateways), ("worker", self._workers))
-            for index, child in enumerate(children)
+            for role in (*self._gateways, *self._workers)
         ]
         if (broker := self._broker) is not None:
             found.append(
@@ -131,9 +135,9 @@ class Supervisor:
         grpc = stack.enter_context(Reservation("--grpc-port", options.host, options.grpc_port))
         return http.port, grpc.port
 
-    async def _start(self, ports: tuple[int, int], services: AsyncExitStack) -> None:
+    async def _start(self, services: AsyncExitStack) -> None:
         options = self._options
-        http_port, grpc_port = ports
+        http_port, grpc_port = self._ports
         metrics: MetricsServer | None = None
         if options.metrics_port >= 0:  # first: a port that is taken should stop us before anything runs
             registry = CollectorRegistry()
@@ -146,8 +150,9 @@ class Supervisor:
             if not options.nats:
                 # A kept store remembers models that have left the repository since; nobody else serves them.
                 await forget_models(bus, dict(directory.models))
-            before = _workers_here(directory)
-            await self._start_roles(roles.environment(nats), http_port, grpc_port)
+            before = {worker.id for worker in workers_here(directory)}
+            self._environment = roles.environment(nats)
+            await self._start_roles()
             host = _WILDCARDS.get(options.host, options.host)
             host = f"[{host}]" if ":" in host else host
             ready = await self._wait_settled(f"http://{host}:{http_port}", directory, before)
@@ -159,17 +164,40 @@ class Supervisor:
             ready=ready,
         )
         await asyncio.to_thread(self._announce, addresses)
+        notify(READY)
 
-    async def _start_roles(self, environment: Mapping[str, str], http_port: int, grpc_port: int) -> None:
-        for index in range(self._options.workers):
-            name = f"worker {index}"
-            self._workers.append(Child(name, partial(self._worker, name), environment=environment))
-        for index in range(self._options.gateways):
-            name = f"gateway {index}"
-            command = partial(self._gateway, name, http_port, grpc_port)
-            self._gateways.append(Child(name, command, environment=environment))
-        for child in (*self._workers, *self._gateways):
-            await child.start()
+    async def _start_roles(self) -> None:
+        self._workers += [self._worker(index) for index in range(self._options.workers)]
+        self._gateways += [self._gateway(index) for index in range(self._options.gateways)]
+        for role in (*self._workers, *self._gateways):
+            await role.start()
+
+    async def _follow(self) -> None:
+        """Replace gateways and workers whenever SIGHUP asks for it."""
+        while True:
+            await self._again.wait()
+            self._again.clear()
+            logger.info("restarting workers and gateways one after the other")
+            try:
+                await self._roll()
+            except (QInferError, OSError) as error:
+                logger.error("what is not restarted yet goes on as it is: %s", error)
+            else:
+                logger.info("all workers and gateways are restarted")
+
+    async def _roll(self) -> None:
+        async with _registry(self._environment[NATS_VARIABLE], self._options.namespace) as (bus, directory):
+            await self._rolling.replace_workers(self._workers, self._worker, directory)
+            if not self._options.nats:
+                # Models that have left the repository are not served by the new workers, nor by anybody else.
+                gone = {
+                    name: versions
+                    for name, versions in directory.models.items()
+                    if not directory.serving(name)
+                    and not any(name in worker.problems for worker in directory.workers)
+                }
+                await forget_models(bus, gone)
+        await self._rolling.replace_gateways(self._gateways, self._gateway)
 
     async def _start_broker(self) -> str:
         options = self._options
@@ -177,33 +205,48 @@ class Supervisor:
         await self._broker.start()
         return self._broker.url
 
-    def _worker(self, name: str) -> list[str]:
-        return roles.worker(self._program, self._options, metrics_port=self._metrics_port(name))
-
-    def _gateway(self, name: str, http_port: int, grpc_port: int) -> list[str]:
-        return roles.gateway(
-            self._program,
-            self._options,
-            http_port=http_port,
-            grpc_port=grpc_port,
-            metrics_port=self._metrics_port(name),
+    def _worker(self, index: int, notice: Notice | None = None) -> Role:
+        return self._role(
+            "worker",
+            index,
+            lambda port: roles.worker(self._program, self._options, metrics_port=port),
+            notice,
         )
 
-    def _metrics_port(self, name: str) -> int:
-        """A port for one start of a child; if somebody takes it first, the next start gets another."""
-        if self._options.metrics_port < 0:
-            return -1
-        self._metrics_ports[name] = free_port()
-        return self._metrics_ports[name]
+    def _gateway(self, index: int, notice: Notice | None = None) -> Role:
+        http_port, grpc_port = self._ports
 
-    async def _wait_settled(self, url: str, directory: Directory, before: frozenset[str]) -> bool:
+        def command(port: int) -> list[str]:
+            return roles.gateway(
+                self._program,
+                self._options,
+                http_port=http_port,
+                grpc_port=grpc_port,
+                metrics_port=port,
+            )
+
+        return self._role("gateway", index, command, notice)
+
+    def _role(self, role: RoleName, index: int, command: Command, notice: Notice | None) -> Role:
+        return Role(
+            role,
+            index,
+            command,
+            self._environment,
+            metrics=self._options.metrics_port >= 0,
+            notice=notice,
+            startup_timeout=self._options.startup_timeout,
+        )
+
+    async def _wait_settled(self, url: str, directory: Directory, before: Set[str]) -> bool:
         """Wait until the gateway knows what came of every model; returns whether it calls itself ready."""
         watch = asyncio.ensure_future(self._first_fatal_death())
         try:
             async with asyncio.timeout(self._options.startup_timeout):
                 while True:
                     # Workers register when they have loaded what they can: what is missing then has failed.
-                    if len(_workers_here(directory) - before) >= self._options.workers:
+                    here = {worker.id for worker in workers_here(directory)}
+                    if len(here - before) >= self._options.workers:
                         served = {model for model in self._models if directory.serving(model)}
                         ready = await asyncio.to_thread(_look, url, served)
                         if ready is not None:
@@ -223,7 +266,8 @@ class Supervisor:
 
     async def _first_fatal_death(self) -> None:
         """Wait for a child that cannot be started as it is configured; others get further tries."""
-        deaths = {asyncio.ensure_future(child.died()): child for child in (*self._workers, *self._gateways)}
+        children = [role.child for role in (*self._workers, *self._gateways)]
+        deaths = {asyncio.ensure_future(child.died()): child for child in children}
         try:
             pending = set(deaths)
             while pending:
@@ -237,7 +281,7 @@ class Supervisor:
             await asyncio.gather(*deaths, return_exceptions=True)
 
     async def _unless_stopped(self, startup: Coroutine[None, None, None]) -> None:
-        """Run the startup; a signal in the middle of it ends it."""
+        """Run what a signal to stop ends in the middle."""
         starting = asyncio.ensure_future(startup)
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
@@ -257,8 +301,8 @@ class Supervisor:
         finished = draining.done()
         if not finished:
             logger.warning("not waiting any longer")
-            for child in (*self._gateways, *self._workers):
-                child.kill()
+            for role in (*self._gateways, *self._workers, *self._rolling.between):
+                role.child.kill()
             if self._broker is not None:
                 self._broker.kill()
         forced.cancel()
@@ -269,21 +313,22 @@ class Supervisor:
     async def _drain(self) -> None:
         # A worker that is still loading cannot be interrupted, and holds nothing that would be lost.
         timeout = self._stop_grace + (self._options.drain_timeout if self._started else 0.0)
-        for role, children in (("gateways", self._gateways), ("workers", self._workers)):
-            if children:
-                logger.info("stopping %s", role)
-            await asyncio.gather(*(child.stop(timeout) for child in children))
+        between = self._rolling.between
+        for name, running in (("gateway", self._gateways), ("worker", self._workers)):
+            leaving = [*running, *(role for role in between if role.role == name)]
+            if leaving:
+                logger.info("stopping %ss", name)
+            # SIGINT: nobody takes over, so there is no use in having clients look for another.
+            await asyncio.gather(*(role.child.stop(timeout, signal.SIGINT) for role in leaving))
         if self._broker is not None:
             logger.info("stopping broker")
             await self._broker.stop()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """First signal: stop; second: at once. A terminal that closes is a signal too, unless under nohup."""
+        """First signal: stop; second: at once."""
         loop = asyncio.get_running_loop()
         numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)
         before = {number: signal.getsignal(number) for number in numbers}
         for number in numbers:
             loop.add_signal_handler(number, self._signalled, number)
@@ -316,11 +361,6 @@ async def _registry(nats: str, namespace: str) -> AsyncIterator[tuple[Bus, Direc
             await directory.close()
     finally:
         await bus.close()
-
-
-def _workers_here(directory: Directory) -> frozenset[str]:
-    host = socket.gethostname()
-    return frozenset(worker.id for worker in directory.workers if worker.host == host)
 
 
 def _look(url: str, served: Set[str]) -> bool | None:
