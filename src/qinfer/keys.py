@@ -56,7 +56,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What a key or a token allows.
 
     Attributes:
-        tenant: whom its requests are accounted to.
+        tenant: whom its requests are accounted to; empty for the name of the key or the subject of the token.
         models: patterns of model names, as in a shell ("*", "text-*"); none allows no model.
         permissions: what it may do.
         rate: requests a second, on average; None for no limit.

@@ -39,7 +39,7 @@ class Principal:
         self, name: str, grant: Grant, limit: RateLimit | None = None, expires: float = float("inf")
     ) -> None:
         self.name = name
-        self.tenant = grant.tenant
+        self.tenant = grant.tenant or name  # nobody shares what is kept by tenant without being told to
         self.permissions = frozenset(grant.permissions)
         self.priority_ceiling = grant.priority_ceiling
         self.expires = expires

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import ssl
 import stat
 from collections.abc import Mapping
@@ -29,6 +30,11 @@ VARIABLES: Mapping[str, str] = {
 }
 """Field of `NatsSecurity` to the environment variable that names its file."""
 
+INBOX_VARIABLE = "QINFER_NATS_INBOX"
+"""Environment variable with what the subjects begin with on which a process gets its answers."""
+
+_INBOX = re.compile(r"_INBOX(\.[A-Za-z0-9_-]{1,50}){0,3}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsSecurity:
@@ -39,6 +45,8 @@ class NatsSecurity:
         cert, key: PEM files of this client's certificate and its private key.
         creds: credentials file as `nsc` makes it, with a user's JWT and seed.
         nkey: file with a user's nkey seed.
+        inbox: what the subjects of answers begin with: "_INBOX", or more tokens after it, so that
+            a server can keep users from each other's answers.
     """
 
     ca: Path | None = None
@@ -46,11 +54,13 @@ class NatsSecurity:
     key: Path | None = None
     creds: Path | None = None
     nkey: Path | None = None
+    inbox: str = "_INBOX"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> NatsSecurity:
         """What the variables of `VARIABLES` say; an empty one says nothing."""
-        return cls(**{name: Path(environment[v]) for name, v in VARIABLES.items() if environment.get(v)})
+        files = {name: Path(environment[v]) for name, v in VARIABLES.items() if environment.get(v)}
+        return cls(**files, inbox=environment.get(INBOX_VARIABLE) or "_INBOX")
 
     @property
     def wants_tls(self) -> bool:
@@ -103,7 +113,11 @@ class NatsSecurity:
             raise SetupError(
                 f"{VARIABLES['creds']} and {VARIABLES['nkey']}: found both; expected one of them"
             )
-        given: dict[str, Any] = {"tls": self.context()} if self.wants_tls else {}
+        if not _INBOX.fullmatch(self.inbox):
+            raise SetupError(f"{INBOX_VARIABLE}: found {self.inbox!r}; expected _INBOX or _INBOX.NAME")
+        given: dict[str, Any] = {"inbox_prefix": self.inbox}
+        if self.wants_tls:
+            given["tls"] = self.context()
         if self.creds is not None:
             given["user_credentials"] = _secret(self, "creds")
         if self.nkey is not None:
