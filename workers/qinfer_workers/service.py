@@ -28,6 +28,7 @@ from qinfer.message import (
 )
 from qinfer.naming import check_reply
 from qinfer_workers.answers import Answers
+from qinfer_workers.backlog import Backlog
 from qinfer_workers.batch import Batch, HeldFrame, Member
 from qinfer_workers.batcher import Batcher
 from qinfer_workers.cancellation import Cancellations, cancel_held
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 _CLAIM_BYTES = 512 << 20  # held of large tensors, where nothing else is said
 _HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
-_AVERAGE = 0.1  # weight of the latest frame in the average size of frames
 _NOTHING_SETTLED: Settled = {}
 
 
@@ -86,8 +86,7 @@ class ModelService:
         self._replies = Replies(bus, worker, model, senders=self._senders, backlog=self._backlog)
         self._cancellations = Cancellations()
         self._cancel_watch: Watcher | None = None
-        self._pending: dict[str, int] = {}  # frames queued behind the latest delivery, by wanted version
-        self._frame_size = 1.0  # requests, on average
+        self._queued = Backlog()
         self._isolated: dict[Batch, asyncio.Event] = {}
         self._credit = Credit(
             max_batch_size=max(served.config.max_batch_size for served in versions),
@@ -127,7 +126,7 @@ class ModelService:
             run=self._run_alone,
             give_up=self._settlement.give_up,
             answered=self._settlement.pass_over,
-            wanted=self._is_wanted,
+            wanted=self._settlement.is_wanted,
             give_back=self._settlement.give_back,
         )
 
@@ -272,8 +271,7 @@ class ModelService:
         self._held.add(held)
         count = len(frame.requests)
         self._senders.arrived(frame.reply_to, count, frame.in_flight, now)
-        self._pending[frame.model_version] = delivery.pending
-        self._frame_size += _AVERAGE * (count - self._frame_size)
+        self._queued.arrived(frame.model_version, count, delivery.pending)
         held.served = self.versions.get(frame.model_version) if frame.model_version else self._latest
         if is_incomplete(frame, delivery):
             self._credit.hold(count)
@@ -296,7 +294,7 @@ class ModelService:
     def _backlog(self) -> int:
         """Requests known to wait, here and at the broker."""
         waiting = sum([served.batches.waiting for served in self._loaded])
-        return waiting + int(sum(self._pending.values()) * self._frame_size)
+        return waiting + self._queued.requests
 
     def _admit(self, frame: RequestFrame, held: HeldFrame, settled: Settled = _NOTHING_SETTLED) -> None:
         """Hand each request of a frame to its batcher, or answer it with what is wrong with it."""
@@ -372,17 +370,6 @@ class ModelService:
         finally:
             for batcher in batchers:
                 batcher.release()
-
-    def _is_wanted(self, served: ServedVersion, member: Member) -> bool:
-        if member.frame not in self._held:
-            return False  # given back when the version had to leave
-        if member.cancelled:
-            self._settlement.drop(served, member)
-        elif member.deadline <= self._loop.time():
-            self._settlement.expire(served, [member])
-        else:
-            return True
-        return False
 
     # Cancelled requests (see `cancellation`)
 

@@ -6,6 +6,7 @@ could not be, the whole frame is delivered again.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 
 from qinfer.bus import Bus
@@ -131,6 +132,18 @@ class Settlement:
         for member in members:
             self.give_up(served, member, error)
         self._credit.top_up()
+
+    def is_wanted(self, served: ServedVersion, member: Member) -> bool:
+        """Whether a request is to be run yet; it has been ended where not."""
+        if member.frame not in self._held:
+            return False  # given back when its version had to leave
+        if member.cancelled:
+            self.drop(served, member)
+        elif member.deadline <= asyncio.get_running_loop().time():
+            self.expire(served, [member])
+        else:
+            return True
+        return False
 
     def _store(
         self,
