@@ -3,6 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS ?=
+SEED ?=
+MINUTES ?= 3
 ARGS ?=
 
 VENV := .venv
@@ -20,7 +22,7 @@ demo_ready := $(VENV)/.demo-$(subst $(space),-,$(extras))
 dev_ready := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint fuzz bench clean distclean
+.PHONY: help demo serve test lint fuzz bench chaos clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,9 @@ fuzz: $(dev_ready) ## look for bytes on the bus that do harm, for ten minutes (A
 
 bench: $(dev_ready) ## measure qinfer beside its peers (ARGS for python -m loadtest)
 	$(BIN)/python -m loadtest $(ARGS)
+
+chaos: $(dev_ready) ## kill and cut off parts of a system under load (SEED, MINUTES, ARGS for python -m loadtest.chaos)
+	$(BIN)/python -m loadtest.chaos $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) $(ARGS)
 
 clean: ## remove what was built, but not .venv and downloads
 	rm -rf build dist examples/models .mypy_cache .pytest_cache .ruff_cache .hypothesis

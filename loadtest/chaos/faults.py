@@ -46,6 +46,7 @@ class Fault:
         role: what it is done to.
         title: what happens.
         lasts: shortest and longest time in seconds until it is undone.
+        back: about how many seconds until everything is ready again after that, on a small machine.
         allows: reasons with which a request that was under way meanwhile may be refused; all others have to
             be answered as if nothing had happened.
         ways: on which ways in.
@@ -57,6 +58,7 @@ class Fault:
     role: Role
     title: str
     lasts: tuple[float, float]
+    back: float = 0.0
     allows: frozenset[str] = field(default_factory=frozenset)
     ways: frozenset[Way] = FRONT
     keyed: bool = True
@@ -71,8 +73,10 @@ _FULL = frozenset(("queue_full", "wait_too_long"))
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault(name="worker-kill", role="worker", title="SIGKILL, started again", lasts=(0.2, 1.5)),
-        Fault(name="worker-restart", role="worker", title="SIGTERM, started again", lasts=(0.0, 0.0)),
+        Fault(name="worker-kill", role="worker", title="SIGKILL, started again", lasts=(0.2, 1.5), back=1.5),
+        Fault(
+            name="worker-restart", role="worker", title="SIGTERM, started again", lasts=(0.0, 0.0), back=1.5
+        ),
         Fault(name="worker-pause", role="worker", title="SIGSTOP, SIGCONT", lasts=(1.0, 4.0)),
         Fault(name="worker-cut", role="worker", title="link to the broker cut", lasts=(0.5, 4.0)),
         Fault(name="worker-stall", role="worker", title="link to the broker stalled", lasts=(0.5, 4.0)),
@@ -82,10 +86,13 @@ FAULTS = {
             role="gateway",
             title="SIGKILL, started again",
             lasts=(0.2, 1.5),
+            back=1.5,
             allows=frozenset((CONNECTION,)),
             keyed=False,
         ),
-        Fault(name="gateway-restart", role="gateway", title="SIGTERM, started again", lasts=(0.0, 0.0)),
+        Fault(
+            name="gateway-restart", role="gateway", title="SIGTERM, started again", lasts=(0.0, 0.0), back=5.0
+        ),
         Fault(name="gateway-pause", role="gateway", title="SIGSTOP, SIGCONT", lasts=(0.5, 3.0)),
         Fault(
             name="gateway-cut",
@@ -102,6 +109,7 @@ FAULTS = {
             role="broker",
             title="SIGKILL, started again",
             lasts=(0.1, 1.5),
+            back=0.5,
             allows=_BROKER_GONE,
             after=3.0,
         ),
@@ -110,18 +118,22 @@ FAULTS = {
             role="broker",
             title="SIGTERM, started again",
             lasts=(0.0, 1.0),
+            back=0.5,
             allows=_BROKER_GOES,
             ways=EVERY,
             after=3.0,
         ),
         Fault(name="broker-pause", role="broker", title="SIGSTOP, SIGCONT", lasts=(0.5, 3.0)),
-        Fault(name="swap", role="models", title="a model gets a new version", lasts=(0.0, 0.0)),
-        Fault(name="poison", role="load", title="a request that kills its worker", lasts=(0.0, 0.0)),
+        Fault(name="swap", role="models", title="a model gets a new version", lasts=(0.0, 0.0), back=1.0),
+        Fault(
+            name="poison", role="load", title="a request that kills its worker", lasts=(0.0, 0.0), back=7.0
+        ),
         Fault(
             name="burst",
             role="load",
             title="more at once than is taken",
             lasts=(0.0, 0.0),
+            back=2.5,
             allows=_FULL,
             ways=EVERY,
             after=1.0,
@@ -199,10 +211,10 @@ def schedule(seed: int, seconds: float, *, faults: tuple[str, ...] = tuple(FAULT
         rounds += 1
         first = _plan(random, at, rounds, deck.pop())
         planned.append(first)
-        end = at + first.lasts
+        end = _end(first)
         if rounds % _PAIR_EVERY == 0 and (second := _companion(random, first, deck)):
             planned.append(second)
-            end = max(end, second.at + second.lasts)
+            end = max(end, _end(second))
         at = end + random.uniform(*_QUIET)
     return planned
 
@@ -216,6 +228,10 @@ def _companion(random: Random, first: Planned, deck: list[str]) -> Planned | Non
     name = random.choice(fitting)
     deck.remove(name)
     return _plan(random, first.at + random.uniform(0.2, 0.8) * first.lasts, first.round, name)
+
+
+def _end(planned: Planned) -> float:
+    return planned.at + planned.lasts + FAULTS[planned.fault].back
 
 
 def _plan(random: Random, at: float, number: int, name: str) -> Planned:
