@@ -7,9 +7,17 @@ from collections.abc import Callable
 
 import msgspec
 
-from qinfer.bus import Bus
+from qinfer.bus import Bus, Delivery
 from qinfer.errors import BusUnavailable, ModelFailed, PayloadTooLarge, QInferError
-from qinfer.message import PROTOCOL_VERSION, BatchInfo, Response, ResponseFrame, WireError, encode
+from qinfer.message import (
+    PROTOCOL_VERSION,
+    BatchInfo,
+    Response,
+    ResponseFrame,
+    WireError,
+    encode,
+    reply_address,
+)
 from qinfer_workers.senders import Senders
 
 logger = logging.getLogger(__name__)
@@ -77,10 +85,15 @@ class Replies:
     def _unsendable(self, error: Exception) -> ModelFailed:
         return ModelFailed(f"model {self._model!r}: its answer has no wire form: {error}")
 
-    def refuse_frame(self, reply_to: str, error: QInferError) -> None:
-        """Tell a sender that its frame cannot be read."""
-        frame = ResponseFrame(PROTOCOL_VERSION, self._worker, "", NO_BATCH, [], WireError.of(error))
-        self._publish(reply_to, frame)
+    def refuse_frame(self, delivery: Delivery, error: QInferError) -> None:
+        """Drop bytes that cannot be read or answered; say so where they name an inbox."""
+        size = len(delivery.payload)
+        logger.warning("model %s: dropped a message of %d bytes: %s", self._model, size, error)
+        address = reply_address(delivery.payload)
+        if address:
+            frame = ResponseFrame(PROTOCOL_VERSION, self._worker, "", NO_BATCH, [], WireError.of(error))
+            self._publish(address, frame)
+        delivery.term()
 
     def _publish(self, reply_to: str, frame: ResponseFrame) -> bool:
         """Publish a frame of responses, in parts where it is above the broker's limit."""

@@ -24,7 +24,6 @@ from qinfer.message import (
     RequestFrame,
     decode_cancel_frame,
     decode_request_frame,
-    reply_address,
 )
 from qinfer.naming import check_reply
 from qinfer_workers.answers import Answers
@@ -260,7 +259,8 @@ class ModelService:
             frame = decode_request_frame(delivery.payload)
             check_reply(frame.reply_to)  # else the work would be done for nobody
         except QInferError as error:
-            self._refuse_frame(delivery, error)
+            self._replies.refuse_frame(delivery, error)
+            self._credit.top_up()
             return
         now = self._loop.time()
         held = HeldFrame(delivery, frame, received, now)
@@ -342,17 +342,6 @@ class ModelService:
         add = served.batches.add
         for member in members.values():
             add(member)
-
-    def _refuse_frame(self, delivery: Delivery, error: QInferError) -> None:
-        """Drop bytes that cannot be read or answered; say so where they name an inbox."""
-        logger.warning(
-            "model %s: dropped a message of %d bytes: %s", self.model, len(delivery.payload), error
-        )
-        address = reply_address(delivery.payload)
-        if address:
-            self._replies.refuse_frame(address, error)
-        delivery.term()
-        self._credit.top_up()
 
     # Redelivered requests (see `isolation`)
 
