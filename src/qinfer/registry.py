@@ -123,6 +123,7 @@ class Registration:
         self._models = list(models)
         self._directory = directory
         self._written: dict[str, bytes] = {}
+        self._known: WorkerRecord | None = None  # as it was written last
         self._missed: set[str] = set()
         self._writing = asyncio.Lock()  # an older state must not overtake a newer one
         self._wake = asyncio.Event()
@@ -219,20 +220,26 @@ class Registration:
     async def _write(self, forget: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
         """Write what is not written yet of the models' records, then the worker's."""
         async with self._writing:
-            written = {}
-            for model in self._models:
-                key, value = model_key(model.name, model.version), msgspec.msgpack.encode(model)
-                if self._written.get(key) != value:
-                    await self._bus.put(self._bus.names.models_bucket, key, value)
-                written[key] = value
-            self._written = written
+            records = {
+                model_key(each.name, each.version): msgspec.msgpack.encode(each) for each in self._models
+            }
+            changed = {key: value for key, value in records.items() if self._written.get(key) != value}
+            if changed and self._known is not None:
+                # That may take long, or fail for long. What is known of this worker has to live on meanwhile.
+                await self._put(msgspec.structs.replace(self._known, draining=self._worker.draining))
+            for key, value in changed.items():
+                await self._bus.put(self._bus.names.models_bucket, key, value)
+            self._written = records
             await forget_models(self._bus, forget)
             await self._renew()
 
     async def _renew(self) -> None:
-        await self._bus.put(
-            self._bus.names.workers_bucket, self._worker.id, msgspec.msgpack.encode(self._worker)
-        )
+        record = self._worker
+        await self._put(record)
+        self._known = record
+
+    async def _put(self, record: WorkerRecord) -> None:
+        await self._bus.put(self._bus.names.workers_bucket, record.id, msgspec.msgpack.encode(record))
 
 
 class Directory:
