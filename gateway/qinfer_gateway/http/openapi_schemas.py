@@ -53,6 +53,7 @@ class Ready(TypedDict):
     """Whether requests for every known model can be answered."""
 
     ready: bool
+    reason: NotRequired[Annotated[str, Meta(description="What is in the way; the header says it in one word.")]]
 
 
 class ModelReady(TypedDict):
@@ -60,6 +61,7 @@ class ModelReady(TypedDict):
 
     name: str
     ready: bool
+    reason: NotRequired[Annotated[str, Meta(description="What is in the way; the header says it in one word.")]]
 
 
 class ServerMetadata(TypedDict):
@@ -240,10 +242,10 @@ def components() -> dict[str, Schema]:
     """The schemas of all bodies, by name."""
     _, described = msgspec.json.schema_components(_BODIES, ref_template=_REF)
     schemas: dict[str, Schema] = {name: _tidy(schema) for name, schema in described.items()}
-    # Other parameters than these are for the model, and scalars.
     schemas["RepositoryIndex"] = {"type": "array", "items": ref("ModelIndex")}
     for name in ("LoadParameters", "UnloadParameters"):
         schemas[name]["additionalProperties"] = False
+    # Other parameters than these are for the model, and scalars.
     schemas["RequestParameters"]["additionalProperties"] = {"type": ["boolean", "number", "string"]}
     _add_message(type_of(ModelConfig), schemas)
     schemas[_CONFIG]["description"] = "A model's configuration, with the defaults of what it does not say."
