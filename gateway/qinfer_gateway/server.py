@@ -7,10 +7,12 @@ import gc
 import logging
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
 from qinfer.bus import connect
+from qinfer.gateways import STATE, state_of
 from qinfer.lifecycle import READY, notify, until_stopped
 from qinfer.registry import Directory
 from qinfer.telemetry.gateway import GatewayStats
@@ -82,6 +84,7 @@ class Gateway:
             await stack.enter_async_context(
                 MetricsServer(options.metrics_host, options.metrics_port, registry)
             )
+        await bus.answer(STATE, _teller(front))
         threads = ThreadPoolExecutor(_CONVERSION_THREADS, thread_name_prefix="convert")
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         stack.push_async_callback(self._drain, front, dispatcher)
@@ -176,6 +179,16 @@ class Gateway:
         servers = (self.http, self.grpc)
         await asyncio.gather(*(server.stop(timeout) for server in servers if server is not None))
         await dispatcher.drain(timeout)
+
+
+def _teller(front: Front) -> Callable[[bytes], Awaitable[bytes]]:
+    """Answers the question for this gateway's state."""
+
+    async def tell(_: bytes) -> bytes:
+        served = [row["name"] for row in front.models() if row["state"] == "READY"]
+        return state_of(ready=front.ready, models=served)
+
+    return tell
 
 
 async def serve(options: GatewayOptions) -> None:

@@ -33,7 +33,7 @@ from tests.helpers.waiting import PATIENCE, eventually
 _START_SECONDS = 90.0
 _STOP_SECONDS = 30.0
 _ADDRESSES = {
-    "http_port": re.compile(r"HTTP\s+http://127\.0\.0\.1:(\d+)"),
+    "http_port": re.compile(r"HTTP\s+https?://127\.0\.0\.1:(\d+)"),
     "grpc_port": re.compile(r"gRPC\s+127\.0\.0\.1:(\d+)"),
     "metrics_port": re.compile(r"metrics\s+http://127\.0\.0\.1:(\d+)"),
 }

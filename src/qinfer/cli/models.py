@@ -98,14 +98,15 @@ async def from_broker(nats: str, namespace: str) -> list[ModelRow]:
             directory = Directory(bus)
             await directory.start()
             try:
-                return sorted(_registered(directory), key=_order)
+                return registered(directory)
             finally:
                 await directory.close()
         finally:
             await bus.close()
 
 
-def _registered(directory: Directory) -> list[ModelRow]:
+def registered(directory: Directory) -> list[ModelRow]:
+    """The models of a fleet, as its registry has them."""
     rows = []
     for name, versions in directory.models.items():
         for version, record in versions.items():
@@ -127,7 +128,7 @@ def _registered(directory: Directory) -> list[ModelRow]:
         for name, text in problems.items()
         if name not in loaded
     )
-    return rows
+    return sorted(rows, key=_order)
 
 
 def _order(row: ModelRow) -> tuple[str, int]:

@@ -84,3 +84,8 @@ class ServeOptions:
     insecure: bool = False
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the gateways ask for credentials, or for TLS."""
+        return any((self.keys_file, self.jwt_jwks, self.tls_cert))

@@ -37,7 +37,7 @@ def show(console: Console, addresses: Addresses, problems: Sequence[Problem]) ->
     title = "qinfer is ready" if addresses.ready else "qinfer runs, but not all models are ready"
     style = "green" if addresses.ready else "yellow"
     console.print(Panel(Group(*parts), title=title, border_style=style, expand=False))
-    line = curl_line(addresses.http, rows)
+    line = curl_line(addresses.http, rows) if addresses.models is None else None
     if line is not None:
         # Outside the frame and unwrapped, so that it can be copied.
         console.print("Try it:", style="dim")
@@ -46,7 +46,7 @@ def show(console: Console, addresses: Addresses, problems: Sequence[Problem]) ->
 
 def _rows(addresses: Addresses, problems: Sequence[Problem]) -> list[ModelRow]:
     try:
-        rows = from_gateway(addresses.http)
+        rows = from_gateway(addresses.http) if addresses.models is None else list(addresses.models)
     except QInferError:  # it answered a moment ago; the log says what happened since
         rows = []
     told = {row.name for row in rows}

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from qinfer.bus import Bus, connect
 from qinfer.cli.app import EXIT_SETUP
+from qinfer.cli.models import ModelRow, registered
 from qinfer.cli.options import NATS_VARIABLE
 from qinfer.cli.serve import roles
 from qinfer.cli.serve.metrics import FleetCollector, Target
@@ -23,6 +24,7 @@ from qinfer.cli.serve.rolling import Rolling, workers_here
 from qinfer.cli.v2 import V2Client
 from qinfer.embedded import EmbeddedServer
 from qinfer.errors import QInferError, SetupError, Unavailable
+from qinfer.gateways import gateways_here
 from qinfer.lifecycle import READY, notify, on_hangup
 from qinfer.registry import Directory, forget_models
 from qinfer.telemetry.server import MetricsServer
@@ -43,12 +45,14 @@ class Addresses:
         grpc: "host:port"; None without gRPC.
         metrics: URL of the metrics; None without.
         ready: whether all models are ready; else some could not be loaded.
+        models: what is served, where gateways answer only who has credentials; None where they can be asked.
     """
 
     http: str
     grpc: str | None
     metrics: str | None
     ready: bool
+    models: Sequence[ModelRow] | None = None
 
 
 class Supervisor:
@@ -155,13 +159,16 @@ class Supervisor:
             await self._start_roles()
             host = _WILDCARDS.get(options.host, options.host)
             host = f"[{host}]" if ":" in host else host
-            ready = await self._wait_settled(f"http://{host}:{http_port}", directory, before)
+            http = f"{'https' if options.tls_cert else 'http'}://{host}:{http_port}"
+            ready = await self._wait_settled(http, bus, directory, before)
+            models = registered(directory) if options.guarded else None
         self._started = True
         addresses = Addresses(
-            http=f"http://{host}:{http_port}",
+            http=http,
             grpc=f"{host}:{grpc_port}" if grpc_port > 0 else None,
             metrics=f"http://{metrics.host}:{metrics.port}/metrics" if metrics is not None else None,
             ready=ready,
+            models=models,
         )
         await asyncio.to_thread(self._announce, addresses)
         notify(READY)
@@ -238,7 +245,7 @@ class Supervisor:
             startup_timeout=self._options.startup_timeout,
         )
 
-    async def _wait_settled(self, url: str, directory: Directory, before: Set[str]) -> bool:
+    async def _wait_settled(self, url: str, bus: Bus, directory: Directory, before: Set[str]) -> bool:
         """Wait until the gateway knows what came of every model; returns whether it calls itself ready."""
         watch = asyncio.ensure_future(self._first_fatal_death())
         try:
@@ -248,7 +255,10 @@ class Supervisor:
                     here = {worker.id for worker in workers_here(directory)}
                     if len(here - before) >= self._options.workers:
                         served = {model for model in self._models if directory.serving(model)}
-                        ready = await asyncio.to_thread(_look, url, served)
+                        if self._options.guarded:  # to those who have no key, it tells nothing
+                            ready = await self._ask_gateways(bus, served)
+                        else:
+                            ready = await asyncio.to_thread(_look, url, served)
                         if ready is not None:
                             return ready
                     await asyncio.wait({watch}, timeout=_POLL)
@@ -263,6 +273,14 @@ class Supervisor:
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+
+    async def _ask_gateways(self, bus: Bus, served: Set[str]) -> bool | None:
+        """Whether the gateways are ready; None while one has not heard yet of models that workers serve."""
+        alone = 0 if self._options.nats else self._options.gateways
+        states = await gateways_here(bus, alone=alone)
+        if len(states) < self._options.gateways or any(served - set(state.models) for state in states):
+            return None
+        return all(state.ready for state in states)
 
     async def _first_fatal_death(self) -> None:
         """Wait for a child that cannot be started as it is configured; others get further tries."""
