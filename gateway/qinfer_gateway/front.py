@@ -7,6 +7,7 @@ from typing import Any
 from qinfer import __version__
 from qinfer.bus import Bus
 from qinfer.control import FleetRepository
+from qinfer.errors import BusUnavailable, NoWorker, QInferError, ShuttingDown
 from qinfer.registry import STATISTICS, Directory, ModelRecord
 from qinfer.telemetry.statistics import StatisticsReport, decode_report, merge
 from qinfer_gateway.auth import caller
@@ -40,7 +41,23 @@ class Front:
     @property
     def ready(self) -> bool:
         """Whether requests for every known model can be answered."""
-        return not self.draining and self._bus.connected and self._catalog.all_ready()
+        return self.obstacle() is None
+
+    def obstacle(self) -> QInferError | None:
+        """Why not all requests can be answered; None when they can.
+
+        Everybody may ask this, so it names no models.
+        """
+        error = self._own_obstacle()
+        if error is not None or self._catalog.all_ready():
+            return error
+        models = self._directory.models
+        unserved = [model for model in models if not self._catalog.is_ready(model)]
+        if not models:
+            return NoWorker("no worker has told of any model yet")
+        return NoWorker(
+            f"no live worker serves {len(unserved)} of {len(models)} models; /v2/models tells which"
+        )
 
     def model_ready(self, model: str, version: str) -> bool:
         """Whether requests for a model can be answered.
@@ -48,8 +65,26 @@ class Front:
         Raises:
             ModelNotFound: no such model or version.
         """
+        return self.model_obstacle(model, version) is None
+
+    def model_obstacle(self, model: str, version: str) -> QInferError | None:
+        """Why requests for a model cannot be answered; None when they can.
+
+        Raises:
+            ModelNotFound: no such model or version.
+        """
         self._catalog.known(model, version)
-        return not self.draining and self._bus.connected and self._catalog.is_ready(model, version)
+        error = self._own_obstacle()
+        if error is not None or self._catalog.is_ready(model, version):
+            return error
+        return NoWorker("no live worker serves it")
+
+    def _own_obstacle(self) -> QInferError | None:
+        if self.draining:
+            return ShuttingDown("this gateway is shutting down")
+        if not self._bus.connected:
+            return BusUnavailable("the broker cannot be reached")
+        return None
 
     def record(self, model: str, version: str) -> ModelRecord:
         """The registry record of a model.

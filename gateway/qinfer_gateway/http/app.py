@@ -81,8 +81,7 @@ class Routes:
         return _json({"live": live}, 200 if live else 400)
 
     async def ready(self, _: Request) -> Response:
-        ready = self._front.ready
-        return _json({"ready": ready}, 200 if ready else 400)
+        return _readiness({}, self._front.obstacle())
 
     async def not_found(self, _: Request) -> Response:
         raise HTTPException(404)
@@ -95,8 +94,7 @@ class Routes:
 
     async def model_ready(self, request: Request) -> Response:
         model, version = _target(request)
-        ready = self._front.model_ready(model, version)
-        return _json({"name": model, "ready": ready}, 200 if ready else 400)
+        return _readiness({"name": model}, self._front.model_obstacle(model, version))
 
     async def config(self, request: Request) -> Response:
         record = self._front.record(*_target(request))
@@ -109,6 +107,14 @@ class Routes:
 
 def _target(request: Request) -> tuple[str, str]:
     return request.path_params.get("model", ""), request.path_params.get("version", "")
+
+
+def _readiness(about: dict[str, str], obstacle: QInferError | None) -> Response:
+    """Ready, or what is in the way. The status of the latter is the protocol's, not that of an error."""
+    if obstacle is None:
+        return _json({**about, "ready": True})
+    answer = {**about, "ready": False, "reason": obstacle.message}
+    return _json(answer, 400, dict(metadata(obstacle)))
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -53,7 +53,7 @@ class Ready(TypedDict):
     """Whether requests for every known model can be answered."""
 
     ready: bool
-    reason: NotRequired[Annotated[str, Meta(description="What is in the way; the header says it in one word.")]]
+    reason: NotRequired[Annotated[str, Meta(description="What is in the way, in words.")]]
 
 
 class ModelReady(TypedDict):
@@ -61,7 +61,7 @@ class ModelReady(TypedDict):
 
     name: str
     ready: bool
-    reason: NotRequired[Annotated[str, Meta(description="What is in the way; the header says it in one word.")]]
+    reason: NotRequired[Annotated[str, Meta(description="What is in the way, in words.")]]
 
 
 class ServerMetadata(TypedDict):
