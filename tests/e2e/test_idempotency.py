@@ -58,7 +58,7 @@ async def ask(port: int, request: bytes) -> Answer:
 async def queue_has(running: Fleet, messages: int) -> None:
     """Wait until the broker has so many messages for the gated model, those at workers included."""
     async with asyncio.timeout(PATIENCE):
-        while await running.queued(GATED) != messages:
+        while await running.queued(GATED) != messages:  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.01)
 
 

@@ -232,9 +232,9 @@ async def test_a_frame_takes_half_of_what_the_broker_does(stage: Stage) -> None:
 async def test_a_request_no_gateway_could_hold_is_refused_at_once(buses: tuple[Bus, Bus]) -> None:
     stage = Stage(*buses, max_claim_bytes=10_255)
     stage.client.max_payload = 5_000
-    with pytest.raises(PayloadTooLarge, match="10256 bytes .* 10255 bytes .*--max-claim-bytes"):
+    with pytest.raises(PayloadTooLarge, match=r"10256 bytes .* 10255 bytes \(--max-claim-bytes\)"):
         stage.call(target(columns=2500), columns=2500)
-    assert stage.dispatcher.in_flight in ({}, {"m": 0})
+    assert not sum(stage.dispatcher.in_flight.values())
     await stage.dispatcher.drain(0)
 
 
