@@ -10,6 +10,7 @@ the next time; a FILE is tried once, and it alone.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import resource
 import sys
@@ -21,7 +22,7 @@ import atheris
 import msgpack
 
 with atheris.instrument_imports(include=["qinfer"]):
-    from qinfer import datatypes, message, naming, signature
+    from qinfer import control, datatypes, message, naming, signature
     from qinfer.deadletter import decode_letter, summary
     from qinfer.errors import QInferError
     from qinfer.registry import TensorRecord
@@ -44,7 +45,7 @@ def read(data: bytes) -> None:
     Raises:
         Exception: any but a `QInferError` is a finding.
     """
-    for reader in (_request, _response, _cancel, _letter, _report, _address):
+    for reader in (_request, _response, _cancel, _letter, _report, _repository, _address):
         with contextlib.suppress(QInferError):
             reader(data)
 
@@ -82,6 +83,14 @@ def _letter(data: bytes) -> None:
 
 def _report(data: bytes) -> None:
     merge([decode_report(data)])
+
+
+def _repository(data: bytes) -> None:
+    index = control._read(control._indexes.decode, data)
+    if index is not None:
+        control.merge([index])
+    control._read(control._changes.decode, data)
+    control.decode_question(data)
 
 
 def _address(data: bytes) -> None:
@@ -127,6 +136,8 @@ def seeds() -> Iterator[bytes]:
         for datatype in ("BYTES", "FP32"):
             tensor = ["x", datatype, shape, b""]
             yield msgpack.packb([1, "_INBOX.a.b", "m", "", 0, 1, [[1, "r", [tensor]]]])
+    yield msgpack.packb([1, "worker", [["m", "1", "READY", ""], ["m", "", "UNAVAILABLE", "why"]]])
+    yield msgpack.packb([1, "load", "m", "", ["1"]])
     parameters = msgpack.packb([1, "_INBOX.a.b", "m", "", 0, 1, [[1, "r", [], [], 0, {"deep": "HERE"}]]])
     yield parameters.replace(msgpack.packb("HERE"), b"\x91" * (MAX_BYTES // 2) + b"\x00")
 
@@ -181,6 +192,7 @@ def main(arguments: list[str]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds()):
             (place / f"seed-{number:03}").write_bytes(seed)
+    logging.disable()  # what is refused is also logged, a hundred thousand times
     told = [f"-max_len={MAX_BYTES}", f"-artifact_prefix={place.parent}/", *options, str(place)]
     atheris.Setup([sys.argv[0], *told], read, custom_mutator=mutate)
     _limit_memory()
