@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 from tests.helpers import http
 from tests.helpers.http import Answer, infer, tensor
@@ -24,6 +25,12 @@ def number(value: int, *headers: str) -> bytes:
 def gated(gate: object) -> bytes:
     """A request that is answered when the file `gate` is there, with the id of the process that ran it."""
     return infer(GATED, {"inputs": [tensor([str(gate)], "BYTES", [1, 1])]})
+
+
+def began(gate: Path) -> list[int]:
+    """Processes that have begun a batch which waits for this gate, one each time."""
+    journal = Path(f"{gate}.began")
+    return [int(line) for line in journal.read_text().split()] if journal.exists() else []
 
 
 class Load:

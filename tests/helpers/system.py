@@ -185,9 +185,15 @@ class Fleet:
         finally:
             await client.close()
 
-    async def add_worker(self, *models: str, **options: Any) -> Worker:
-        """Start a worker in this process; it is drained at the end of the test."""
-        bus = connect(self.nats, namespace=self.namespace, name="test-worker")
+    async def add_worker(self, *models: str, nats: str = "", **options: Any) -> Worker:
+        """Start a worker in this process; it is drained at the end of the test.
+
+        Args:
+            models: what it serves.
+            nats: where it finds the broker, if not where the gateway does.
+            options: of `WorkerOptions`.
+        """
+        bus = connect(nats or self.nats, namespace=self.namespace, name="test-worker")
         await bus.start()
         self.stack.push_async_callback(bus.close)
         worker = Worker(self._worker_options(models, options), bus)
