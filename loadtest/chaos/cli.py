@@ -102,10 +102,8 @@ async def _run(plan: Plan, folder: Path, console: Console) -> result.Result:
 
 
 @main.command()
-@click.argument(
-    "results", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1, required=True
-)
+@click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path), nargs=-1)
 @click.option("--into", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=_PAGE)
 def page(results: tuple[Path, ...], into: Path) -> None:
-    """Put the figures of some runs, from their JSON files, into docs/reliability.md."""
+    """Write docs/reliability.md: what is allowed, and the figures of some runs from their JSON files."""
     report.update(into, [result.read(path) for path in results])

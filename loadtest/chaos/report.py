@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.chaos.faults import FAULTS, PROCESSES
+from loadtest.chaos.faults import CONNECTION, FAULTS, PROCESSES, Fault
 from loadtest.chaos.records import Outcome
 from loadtest.chaos.result import CALM, Result, Row
+from qinfer.errors import ConfigError
 
-BEGIN, END = "<!-- chaos -->", "<!-- /chaos -->"
-"""Marks between which docs/reliability.md holds the figures."""
+FIGURES, ALLOWED = "chaos", "faults"
+"""Marks in docs/reliability.md: what lies from `<!-- name -->` to `<!-- /name -->` is written here."""
 
 _BAD = (Outcome.LOST.value, Outcome.WRONG.value, Outcome.DUPLICATE.value)
 _FAULTS_HEAD = (
-    *("fault", "caused", "requests", "right", "refused, all allowed", "sent again", "run again"),
+    *("fault", "caused", "requests", "right", "refused", "hurried", "sent again", "run again"),
     *("longest gap, s: p50", "max", "recovery, s: p50", "max"),
 )
 
@@ -33,18 +34,36 @@ def section(results: Sequence[Result]) -> str:
     return "\n".join(_section(results)) + "\n"
 
 
+def allowed() -> str:
+    """What each kind of fault allows, as docs/reliability.md has it."""
+    head = ("to", "fault", "lasts, s", "allowed", "on", "with key, too")
+    return "\n".join(_table(head, (_allowance(fault) for fault in FAULTS.values()))) + "\n"
+
+
 def update(page: Path, results: Sequence[Result]) -> None:
-    """Replace the figures in a page.
+    """Write what is allowed, and the figures where there are results, into a page.
 
     Raises:
-        ValueError: the page has not both marks.
+        ConfigError: the page has no such marks.
     """
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}")
-    text = f"{before}{BEGIN}\n{section(results)}{END}{after}"
+    text = replaced(page.read_text(encoding="utf-8"), ALLOWED, allowed())
+    if results:
+        text = replaced(text, FIGURES, section(results))
     page.write_text(text, encoding="utf-8")
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """The text with another content between two marks.
+
+    Raises:
+        ConfigError: there are no such marks.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ConfigError(f"expected a page with the lines {begin.strip()} and {end.strip()}")
+    return f"{before}{begin}{content}{end}{after}"
 
 
 def show(result: Result, console: Console) -> None:
@@ -87,6 +106,7 @@ def _section(results: Sequence[Result]) -> Iterator[str]:
             *("recovery, s: p50", "max"),
         ),
         (_run(result) for result in results),
+        numbers=True,
     )
     yield ""
     yield from _faults(results)
@@ -136,7 +156,20 @@ def _faults(results: Sequence[Result]) -> Iterator[str]:
         for name in (CALM, *FAULTS)
         if any(name in result.rows for result in results)
     }
-    yield from _table(_FAULTS_HEAD, (_cells(name, row) for name, row in rows.items()))
+    yield from _table(_FAULTS_HEAD, (_cells(name, row) for name, row in rows.items()), numbers=True)
+
+
+def _allowance(fault: Fault) -> Sequence[str]:
+    shortest, longest = fault.lasts
+    reasons = ", ".join(f"`{reason}`" if reason != CONNECTION else reason for reason in sorted(fault.allows))
+    return (
+        fault.role,
+        fault.title,
+        f"{shortest:g} to {longest:g}" if longest else "",
+        reasons or "nothing",
+        ", ".join(sorted(fault.ways)) if reasons else "",
+        ("yes" if fault.keyed else "no") if reasons else "",
+    )
 
 
 def _sum(rows: Sequence[Row]) -> Row:
@@ -145,6 +178,7 @@ def _sum(rows: Sequence[Row]) -> Row:
         total.caused += row.caused
         total.requests += row.requests
         total.right += row.right
+        total.hurried += row.hurried
         total.again += row.again
         total.reruns += row.reruns
         total.unrecovered += row.unrecovered
@@ -167,6 +201,7 @@ def _cells(name: str, row: Row) -> Sequence[str]:
         _number(row.requests),
         _number(row.right),
         _counted(row.refused),
+        _number(row.hurried),
         _number(row.again),
         _number(row.reruns),
         *_spread(row.gaps, 0),
@@ -190,8 +225,8 @@ def _number(value: int) -> str:
     return f"{value:,}".replace(",", " ")
 
 
-def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
-    yield "|---" + "|--:" * (len(head) - 1) + "|"
+    yield "|---" + ("|--:" if numbers else "|---") * (len(head) - 1) + "|"
     for row in rows:
-        yield f"| {' | '.join(row)} |"
+        yield "|" + "".join(f" {cell} |" if cell else " |" for cell in row)

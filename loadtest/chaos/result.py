@@ -10,7 +10,7 @@ from statistics import median
 import msgspec
 
 from loadtest.chaos.faults import FAULTS, Window
-from loadtest.chaos.judge import Judge, Rates, Violation
+from loadtest.chaos.judge import HURRY_ALLOWS, Judge, Rates, Violation
 from loadtest.chaos.models import KEEPS_JOURNAL, Execution
 from loadtest.chaos.records import IN_ADDITION, Intent, Outcome, Record
 from loadtest.environment import Machine
@@ -28,7 +28,8 @@ class Row(msgspec.Struct, kw_only=True):
         caused: how many faults.
         requests: requests, those of bursts included; one that felt two faults is in two rows.
         right: of them, answered rightly.
-        refused: of them, refused, by reason.
+        refused: of them, refused, by reason, without the hurried.
+        hurried: of them, those that were told that their short deadline was missed.
         again: of them, sent more than once by their client.
         reruns: executions beyond the first of a request.
         gaps, recoveries: of each fault, in seconds (see `judge.Recovery`).
@@ -39,6 +40,7 @@ class Row(msgspec.Struct, kw_only=True):
     requests: int = 0
     right: int = 0
     refused: dict[str, int] = {}
+    hurried: int = 0
     again: int = 0
     reruns: int = 0
     gaps: list[float] = []
@@ -187,6 +189,8 @@ def _count(row: Row, record: Record, runs: Counter[int]) -> None:
     row.again += record.sends > 1
     if record.outcome is Outcome.RIGHT:
         row.right += 1
+    elif record.intent is Intent.HURRIED and record.reason in HURRY_ALLOWS:
+        row.hurried += 1
     elif record.outcome is Outcome.REFUSED:
         row.refused[record.reason] = row.refused.get(record.reason, 0) + 1
     if record.model in KEEPS_JOURNAL and record.intent is not Intent.REPLAY:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from loadtest import environment
 from loadtest.chaos import result
 from loadtest.chaos.faults import Way, schedule
