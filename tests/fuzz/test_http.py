@@ -6,8 +6,10 @@ document, and good requests are answered where bad ones are refused.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import schemathesis
@@ -17,7 +19,7 @@ from schemathesis.checks import not_a_server_error
 
 from qinfer_gateway.http import openapi
 from tests.helpers import served_models
-from tests.helpers.system import System
+from tests.helpers.system import System, fleet
 
 patient = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -105,3 +107,20 @@ def test_requests_to_change_what_is_served(case: Case, system: System) -> None:
     response = case.call(base_url=f"http://{system.http}")
     assert response.status_code in (400, 405, 501), response.text
     case.validate_response(response, excluded_checks=[not_a_server_error])
+
+
+async def test_what_is_not_ready_says_so_as_described(
+    nats_url: str, namespace: str, served_repository: Path
+) -> None:
+    async with fleet(nats_url, namespace, served_repository) as running:
+        worker = await running.add_worker(served_models.WHOLE)
+        await worker.drain()
+        await running.unknown(worker.id)
+        server = anything["/v2/health/ready"]["GET"].Case()
+        model = anything["/v2/models/{model}/ready"]["GET"].Case(
+            path_parameters={"model": served_models.WHOLE}
+        )
+        for case in (server, model):
+            response = await asyncio.to_thread(case.call, base_url=f"http://127.0.0.1:{running.port}")
+            assert (response.status_code, response.headers["x-qinfer-reason"]) == (400, ["no_worker"])
+            case.validate_response(response)

@@ -67,7 +67,10 @@ _CHANGE: Errors = (
     *(PayloadTooLarge, QueueFull, SetupError, ShuttingDown, Unsupported),
 )
 
-_NOT_READY = HTTPStatus.BAD_REQUEST  # and not 503: what Triton answers
+OBSTACLES: Errors = (NoWorker, BusUnavailable, ShuttingDown)
+"""Why something is not ready. Answers that say so have the protocol's status, not that of the error."""
+
+_NOT_READY = HTTPStatus.BAD_REQUEST
 
 _NUMBER: Schema = {"type": "string", "pattern": "^[0-9]+$"}
 
@@ -84,7 +87,8 @@ class Operation:
         answer: name of the answer's schema; "" where there is no body.
         body: name of the request body's schema; "" for none.
         errors: what it may be answered beside `ANY`.
-        refused: name of the schema of an answer with status 400 that is no error.
+        refused: name of the schema of an answer with status 400 that says no.
+        obstacles: the reasons such an answer may have.
         binary: bodies may carry raw tensors.
         headers: request headers beside those of every request.
     """
@@ -97,6 +101,7 @@ class Operation:
     body: str = ""
     errors: Errors = ()
     refused: str = ""
+    obstacles: Errors = ()
     binary: bool = False
     headers: tuple[str, ...] = ()
 
@@ -217,7 +222,7 @@ def _about_model(path: str, version: str) -> Iterable[Operation]:
     )  # fmt: skip
     yield Operation(
         method="get", path=f"{path}/ready", id=f"model{version}Ready", summary="Whether a worker serves it",
-        answer="ModelReady", refused="ModelReady", **known,
+        answer="ModelReady", refused="ModelReady", obstacles=OBSTACLES, **known,
     )  # fmt: skip
     yield Operation(
         method="get", path=f"{path}/config", id=f"model{version}Config", summary="Its whole configuration",
@@ -245,7 +250,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="get", path="/v2/health/ready", id="serverReady", answer="Ready", refused="Ready",
-        summary="Whether every known model can be asked",
+        obstacles=OBSTACLES, summary="Whether every known model can be asked",
     ),
     Operation(
         method="get", path="/v2/models", id="models", answer="ModelList",
@@ -345,9 +350,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
     kinds = {*ANY, *operation.errors, *(REFUSED if permission_for_route(operation.path) else ())}
     for status in sorted({kind.http_status for kind in kinds}):
         of_status = [kind for kind in BY_REASON.values() if kind in kinds and kind.http_status == status]
-        responses[str(status)] = _error(status, of_status)
-    if operation.refused:
-        _add_refusal(responses[str(_NOT_READY.value)], operation.refused)
+        if operation.refused and status == _NOT_READY:
+            responses[str(status)] = _refusal(operation, of_status)
+        else:
+            responses[str(status)] = _error(status, of_status)
     return responses
 
 
@@ -372,8 +378,9 @@ def _headers(*names: str) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def _add_refusal(response: dict[str, Any], schema: str) -> None:
-    """Let a status mean "no" beside the errors it stands for; a no has no reason."""
-    response["description"] += "\n- no reason: it is not."
-    response["headers"][REASON]["required"] = False
-    response["content"]["application/json"]["schema"] = {"anyOf": [ref(schema), ref("Error")]}
+def _refusal(operation: Operation, kinds: list[type[QInferError]]) -> dict[str, Any]:
+    """The answer with a status that means "no" beside the errors it stands for."""
+    response = _error(_NOT_READY, [*kinds, *operation.obstacles])
+    response["headers"][REASON]["required"] = bool(operation.obstacles)
+    response["content"]["application/json"]["schema"] = {"anyOf": [ref(operation.refused), ref("Error")]}
+    return response

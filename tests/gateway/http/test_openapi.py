@@ -57,7 +57,9 @@ def test_its_errors_are_those_of_the_code(path: str, method: str, operation: dic
             continue
         kinds = [BY_REASON[reason] for reason in reasons(response)]
         assert kinds, (path, method, status)
-        assert {kind.http_status for kind in kinds} == {int(status)}
+        # What is in the way of being ready is told with the protocol's status.
+        obstacles = openapi.OBSTACLES if path.endswith("/ready") and status == "400" else ()
+        assert {kind.http_status for kind in kinds if kind not in obstacles} == {int(status)}
         worth_it = any(kind.retry is not Retry.NEVER for kind in kinds)
         assert ("Retry-After" in response["headers"]) == worth_it
         for kind in kinds:
