@@ -193,7 +193,8 @@ class FleetRepository:
             raise from_reason(error.reason, f"worker {worker}: {error.message}", error.retry_after)
         if absent and len(absent) == len(answers):
             raise errors[next(iter(absent))].exception()
-        await self._heard(lambda: bool(self._directory.serving(model)))
+        directory = self._directory
+        await self._heard(lambda: bool(directory.serving(model) & directory.models.get(model, {}).keys()))
 
     async def unload(self, model: str, *, timeout: float = 60.0) -> None:
         """Have every worker finish what it holds of a model and forget it; requests find no such model.

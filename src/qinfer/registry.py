@@ -145,22 +145,30 @@ class Registration:
     ) -> None:
         """Tell everybody at once that this worker serves other models now.
 
-        What the broker does not take is written when it is back.
+        Whoever watches sees no moment in which a version is known and nobody serves it: what is new is served
+        before it is known, what is gone is forgotten while it is still served. What the broker does not take
+        is written when it is back.
 
         Args:
             models: the versions of each model, ascending.
             problems: what could not be loaded, and why.
             records: a record for each of the versions.
-            forget: versions of models whose records are removed: after the new ones are there, so that a
-                model of which another version is served now is known all the time, and before the worker's
-                is renewed, so that no version is known that nobody serves.
+            forget: versions of models that nobody serves from now on.
         """
+        before = self._worker.models
         self._worker = msgspec.structs.replace(self._worker, models=models, problems=problems)
         self._models = list(records)
         if self._task is None:
             return
         try:
-            await self._write(forget)
+            async with self._writing:
+                await self._put(msgspec.structs.replace(self._worker, models=_union(before, models)))
+                await self._write_models()
+                await forget_models(self._bus, forget)
+                await self._renew()
+                for name, versions in forget.items():
+                    for version in versions:
+                        self._written.pop(model_key(name, version), None)
         except QInferError as error:
             logger.warning("the fleet will hear later of changed models: %s", error)
             self._soon()
@@ -217,29 +225,34 @@ class Registration:
             self._written.pop(key, None)
         self._missed = missing
 
-    async def _write(self, forget: Mapping[str, Iterable[str]] = MappingProxyType({})) -> None:
+    async def _write(self) -> None:
         """Write what is not written yet of the models' records, then the worker's."""
         async with self._writing:
-            records = {
-                model_key(each.name, each.version): msgspec.msgpack.encode(each) for each in self._models
-            }
-            changed = {key: value for key, value in records.items() if self._written.get(key) != value}
-            if changed and self._known is not None:
+            if self._unwritten() and self._known is not None:
                 # That may take long, or fail for long. What is known of this worker has to live on meanwhile.
                 await self._put(msgspec.structs.replace(self._known, draining=self._worker.draining))
-            for key, value in changed.items():
-                await self._bus.put(self._bus.names.models_bucket, key, value)
-            self._written = records
-            await forget_models(self._bus, forget)
+            await self._write_models()
             await self._renew()
 
+    def _unwritten(self) -> dict[str, bytes]:
+        records = {model_key(each.name, each.version): msgspec.msgpack.encode(each) for each in self._models}
+        return {key: value for key, value in records.items() if self._written.get(key) != value}
+
+    async def _write_models(self) -> None:
+        for key, value in self._unwritten().items():
+            await self._bus.put(self._bus.names.models_bucket, key, value)
+            self._written[key] = value
+
     async def _renew(self) -> None:
-        record = self._worker
-        await self._put(record)
-        self._known = record
+        await self._put(self._worker)
 
     async def _put(self, record: WorkerRecord) -> None:
         await self._bus.put(self._bus.names.workers_bucket, record.id, msgspec.msgpack.encode(record))
+        self._known = record
+
+
+def _union(one: Mapping[str, list[str]], other: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {name: sorted({*one.get(name, ()), *other.get(name, ())}, key=int) for name in {**one, **other}}
 
 
 class Directory:
