@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qinfer.errors import ConfigError
 from qinfer.repository import ModelConfig
+from qinfer.repository.files import confine
 
 
 def model_file(config: ModelConfig, directory: Path, version: int, *defaults: str) -> Path:
@@ -15,15 +16,17 @@ def model_file(config: ModelConfig, directory: Path, version: int, *defaults: st
     an ONNX model keeps its weights in files of their own.
 
     Raises:
-        ConfigError: there is no such file. The message names what was looked for.
+        ConfigError: there is no such file; the message names what was looked for. Or it is a link that leads out
+            of the model repository.
     """
+    root = directory.parent.resolve()
     names = (config.default_model_filename,) if config.default_model_filename else defaults
     for name in names:
         path = directory / str(version) / name
         if path.is_dir():
             path /= name
         if path.is_file():
-            return path
+            return confine(path, root)
     raise ConfigError(
         f"{directory / str(version)}: no model file; expected {' or '.join(names)}"
         f"{'' if config.default_model_filename else ' (default_model_filename names another)'}"

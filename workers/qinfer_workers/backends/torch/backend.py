@@ -13,6 +13,7 @@ from qinfer_workers.backends.base import Instance, InstanceSpec
 from qinfer_workers.backends.files import model_file, short_name
 from qinfer_workers.backends.reshape import reshaping
 from qinfer_workers.backends.signature import fit
+from qinfer_workers.backends.torch.archive import check_archive
 from qinfer_workers.backends.torch.instance import TorchInstance
 from qinfer_workers.backends.torch.options import Options, apply_process_settings
 from qinfer_workers.backends.torch.program import ExportedModule, Program, ScriptModule
@@ -93,6 +94,7 @@ def _open_script(torch: Any, path: Path, name: str, device: Any) -> Any:
 
 
 def _open_export(torch: Any, path: Path, name: str) -> Any:
+    check_archive(torch, path, name)
     try:
         return torch.export.load(str(path))
     except Exception as error:  # the loader lets whatever its parts raise pass
