@@ -182,9 +182,7 @@ class NatsConsumer(Consumer):
             self._connection.publish(subject, body, reply)
         except BusUnavailable:
             # The broker delivers the frame again when its ack wait is over; the second answer is dropped.
-            logger.warning(
-                "could not tell the broker %r: the frame will be delivered again", body[:4].decode()
-            )
+            logger.info("could not tell the broker %r: the frame will be delivered again", body[:4].decode())
 
     def _take_pull(self) -> bytes:
         frames, self._wanted = self._wanted, 0
