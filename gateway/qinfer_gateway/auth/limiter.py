@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
+_WHOLE = 1 - 1e-9  # sums of fractions miss 1 by a little
+
 
 class RateLimit:
     """A bucket of tokens: a request takes one, and time puts them back.
@@ -25,7 +27,7 @@ class RateLimit:
         """Seconds until the next token is there; 0 when there is one. `now` is of `time.monotonic`."""
         tokens = self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
         self._at = now
-        return 0.0 if tokens >= 1 else (1 - tokens) / self.rate
+        return 0.0 if tokens >= _WHOLE else (1 - tokens) / self.rate
 
     def take(self, now: float) -> float:
         """Take a token; returns 0, or, when there is none, the seconds until there is one."""

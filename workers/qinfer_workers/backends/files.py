@@ -16,8 +16,8 @@ def model_file(config: ModelConfig, directory: Path, version: int, *defaults: st
     an ONNX model keeps its weights in files of their own.
 
     Raises:
-        ConfigError: there is no such file; the message names what was looked for. Or it is a link that leads out
-            of the model repository.
+        ConfigError: there is no such file (the message names what was looked for), or it is a link that leads
+            out of the model repository.
     """
     root = directory.parent.resolve()
     names = (config.default_model_filename,) if config.default_model_filename else defaults
