@@ -78,7 +78,11 @@ def test_commands_have_the_options_they_are_given(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["docs/cli.md", "docs/http-grpc.md", "docs/architecture.md", "docs/batching.md"]
+    "name",
+    [
+        *("docs/cli.md", "docs/http-grpc.md", "docs/architecture.md", "docs/batching.md"),
+        *("docs/idempotency.md", "docs/large-tensors.md"),
+    ],
 )
 def test_options_that_are_named_exist(name: str) -> None:
     known = set().union(*(options(command) for command in COMMANDS))
