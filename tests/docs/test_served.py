@@ -51,7 +51,9 @@ async def ask(running: Fleet, request: bytes) -> Answer:
         return await connection.ask(request)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/http-grpc.md", "docs/overload.md", "docs/idempotency.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/http-grpc.md", "docs/overload.md", "docs/idempotency.md"]
+)
 async def test_curl(running: Fleet, name: str) -> None:
     text = "\n".join(blocks(read(name), "console"))
     ((path, body),) = CURL.findall(text)
