@@ -47,8 +47,8 @@ class Fault:
         title: what happens.
         lasts: shortest and longest time in seconds until it is undone.
         back: about how many seconds until everything is ready again after that, on a small machine.
-        allows: reasons with which a request that was under way meanwhile may be refused; all others have to
-            be answered as if nothing had happened.
+        allows: reasons with which requests may be refused meanwhile; all others that are under way have to be
+            answered as if nothing had happened.
         ways: on which ways in.
         keyed: whether that goes for requests with an idempotency key too.
         after: for how many seconds after it was undone it still allows that.

@@ -143,8 +143,11 @@ def _ended_twice(ends: Sequence[Record]) -> Iterator[Violation]:
 
 
 def _allows(window: Window, record: Record) -> bool:
+    """Whether a fault accounts for a refusal: it has to come there and then, and not sometime later."""
     fault = FAULTS[window.fault]
-    return record.reason in fault.allows and record.way in fault.ways and (fault.keyed or not record.keyed)
+    in_time = window.touches(record.ended, record.ended)
+    meant = record.reason in fault.allows and record.way in fault.ways
+    return in_time and meant and (fault.keyed or not record.keyed)
 
 
 def _badly_told(record: Record) -> str:

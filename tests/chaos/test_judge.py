@@ -83,7 +83,8 @@ def test_a_fault_allows_its_refusals_to_whoever_felt_it(fault: str, reason: str,
     assert kinds([felt], []) == ["refused"], "without a fault"
     early = refused(reason, id=ID + 1, way=way, status=status, sent=BEGAN - 2, ended=BEGAN - 1)
     late = refused(reason, way=way, status=status, sent=UNTIL + 1, ended=UNTIL + 2)
-    assert kinds([early, late], [], window(fault)) == ["refused", "refused"]
+    slow = refused(reason, id=ID + 2, way=way, status=status, ended=UNTIL + 1)
+    assert kinds([early, late, slow], [], window(fault)) == ["refused"] * 3
 
 
 @pytest.mark.parametrize("fault", [name for name, fault in FAULTS.items() if not fault.allows])
