@@ -166,9 +166,6 @@ class Registration:
                 await self._write_models()
                 await forget_models(self._bus, forget)
                 await self._renew()
-                for name, versions in forget.items():
-                    for version in versions:
-                        self._written.pop(model_key(name, version), None)
         except QInferError as error:
             logger.warning("the fleet will hear later of changed models: %s", error)
             self._soon()
@@ -234,14 +231,19 @@ class Registration:
             await self._write_models()
             await self._renew()
 
+    def _records(self) -> dict[str, bytes]:
+        return {model_key(each.name, each.version): msgspec.msgpack.encode(each) for each in self._models}
+
     def _unwritten(self) -> dict[str, bytes]:
-        records = {model_key(each.name, each.version): msgspec.msgpack.encode(each) for each in self._models}
-        return {key: value for key, value in records.items() if self._written.get(key) != value}
+        return {key: value for key, value in self._records().items() if self._written.get(key) != value}
 
     async def _write_models(self) -> None:
         for key, value in self._unwritten().items():
             await self._bus.put(self._bus.names.models_bucket, key, value)
             self._written[key] = value
+        # What this worker no longer serves is for others to remove, or to write again.
+        served = self._records()
+        self._written = {key: value for key, value in self._written.items() if key in served}
 
     async def _renew(self) -> None:
         await self._put(self._worker)

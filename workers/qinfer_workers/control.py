@@ -262,7 +262,7 @@ class Control:
 
     async def _run(self, question: ChangeQuestion) -> None:
         if question.action == "unload":
-            await self._models.remove(question.model)
+            await self._models.remove(question.model, everywhere=True)
             return
         entry = await asyncio.to_thread(self._load_entry, question.model, question.config)
         await self._models.put(entry, question.config)

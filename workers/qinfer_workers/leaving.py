@@ -82,6 +82,15 @@ class Leaving:
             self.versions.setdefault(served, service.model)
         self._spawn(self._unload(service, versions), f"unloading {service.model}")
 
+    def forget_later(self, model: str, versions: Sequence[str]) -> None:
+        """Look again at versions that others seemed to serve when this worker let go of them.
+
+        Two that let go at once may each have thought so of the other. A record that stays is that of a
+        version which others serve; if they die later, it is they who are missing, and not the model.
+        """
+        if versions:
+            self._spawn(self._forget_later(model, versions), f"forgetting {model}")
+
     async def close(self) -> None:
         """Stop. What is not finished has to be ended by the caller."""
         for task in self._tasks:
@@ -95,7 +104,6 @@ class Leaving:
     async def _retire_gone(self, service: ModelService, served: ServedVersion) -> None:
         await self._until_quiet(service.model, [served.version])
         await self._retire(service, served)
-        await self._forget_for_sure(service.model, [served.version])
 
     async def _unload(self, service: ModelService, versions: Sequence[str]) -> None:
         await self._until_quiet(service.model, ["", *versions])
@@ -103,7 +111,6 @@ class Leaving:
         self.services.discard(service)
         for served in list(service.versions.values()):
             await self._free(served)
-        await self._forget_for_sure(service.model, versions)
 
     async def _until_quiet(self, model: str, versions: Sequence[str]) -> None:
         """Wait until everybody has heard, and what they sent before that is answered."""
@@ -119,24 +126,20 @@ class Leaving:
                     logger.warning("model %s: what is queued for it is not known: %s", model, error)
                 await asyncio.sleep(_LOOK)
 
-    async def _forget_for_sure(self, model: str, versions: Sequence[str]) -> None:
-        """Two workers that let go of a version at once may each have thought that the other still serves it.
-
-        A record that stays is that of a version which others serve; if they die later, it is they who are
-        missing, and not the model.
-        """
+    async def _forget_later(self, model: str, versions: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + WORKER_LIFETIME
-        while loop.time() < give_up:
-            alone = self.unshared(model, versions)
+        left = list(versions)
+        while left and loop.time() < give_up:
+            await asyncio.sleep(_LOOK)
+            left = [version for version in left if not self._serves(model, version)]
+            alone = self.unshared(model, left)
             try:
                 await forget_models(self._bus, {model: alone})
             except BusUnavailable as error:
                 logger.warning("model %s: its record stays for now: %s", model, error)
             else:
-                if len(alone) == len(versions):
-                    return
-            await asyncio.sleep(_LOOK)
+                left = [version for version in left if version not in alone]
 
     async def _free(self, served: ServedVersion) -> None:
         await close(served.instances, CLOSE_TIMEOUT)

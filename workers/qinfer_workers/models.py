@@ -187,8 +187,12 @@ class Models:
             finally:
                 self._loading.pop(name, None)
 
-    async def remove(self, model: str) -> None:
+    async def remove(self, model: str, *, everywhere: bool = False) -> None:
         """Serve a model no longer. Returns when the fleet has been told; what is held is finished.
+
+        Args:
+            model: its name.
+            everywhere: all workers were told to, and who told them has the fleet forget the model.
 
         Raises:
             ModelNotFound: it is not loaded here.
@@ -204,8 +208,11 @@ class Models:
             logger.info("unloading model %s", model)
             versions = list(loaded.prints)
             # In this order: requests go from answers to "no such model".
-            await self._announce({model: self._leaving.unshared(model, versions)})
+            alone = self._leaving.unshared(model, versions)
+            await self._announce({model: alone})
             self._leaving.unload(loaded.service, versions)
+            if not everywhere:
+                self._leaving.forget_later(model, [version for version in versions if version not in alone])
 
     async def tell(self) -> None:
         """Tell the fleet of what was complained of."""
@@ -252,7 +259,9 @@ class Models:
         if errors:
             raise errors[0]
         if self.problems.pop(name, None) is not None or wanted or gone:
-            await self._announce({name: self._leaving.unshared(name, gone)})
+            alone = self._leaving.unshared(name, gone)
+            await self._announce({name: alone})
+            self._leaving.forget_later(name, [version for version in gone if version not in alone])
         if loaded is not None:
             for version in gone:
                 self._leaving.gone(loaded.service, loaded.service.versions[version])
