@@ -174,6 +174,7 @@ async def test_a_frame_given_up_late_does_not_double_what_was_sent_again(stage: 
     stage.client.restore()
     assert await stage.attempts() == [1]
     given_up(BusUnavailable("not confirmed", retry_after=1.0))
+    assert not stage.dispatcher._recovery._timers, "nothing is to be sent"
     await answered(stage, call)
     assert stage.stats.resent == 1
 

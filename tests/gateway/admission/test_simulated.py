@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qinfer_gateway.admission import Flight
 from tests.gateway.admission.simulation import SimulatedGateway, World
 
 DEADLINE = 1.0
@@ -178,10 +177,3 @@ def test_a_full_gateway_tells_when_a_batch_has_made_room() -> None:
     late = [error.retry_after for error in gateway.errors[-50:] if error.retry_after]
     assert gateway.refusals["queue_full"] > 50
     assert all(1.5 <= seconds <= 3.5 for seconds in late), "a batch takes two seconds; up to half more"
-
-
-def test_a_flight_that_ends_empty_forgets_the_backlog() -> None:
-    flight = Flight()
-    flight.count, flight.rows, flight.backlog = 1, 3, 50
-    flight.left(3)
-    assert (flight.count, flight.rows, flight.backlog) == (0, 0, 0)
