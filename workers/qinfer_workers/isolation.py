@@ -211,7 +211,7 @@ class Isolation:
             case.recorded = True
             try:
                 case.runs = _decoder.decode(found[0])
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 logger.warning("record of redelivered requests is unreadable: %s", error)
         # The run that nobody recorded, because nobody suspected anything then.
         mates = [member.request_id for member in case.members.values()]
