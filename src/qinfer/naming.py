@@ -20,6 +20,7 @@ ANSWER_LIFETIME = 600.0
 """Seconds the answer to a request with an idempotency key is kept, and in which the broker knows the key."""
 
 _SUSPECT_LIFETIME = 3600.0
+_ANSWERS_CAPACITY = 256 << 20
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _MAX_ESCAPED = 180  # a stream is a folder of the broker: prefix, namespace and this stay below 255 bytes
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -97,6 +98,10 @@ class Names:
     def lifetime(self, bucket: str) -> float | None:
         """Seconds after which an entry of a bucket is forgotten unless renewed; None for never."""
         return self._lifetimes.get(bucket)
+
+    def capacity(self, bucket: str) -> int | None:
+        """Bytes a bucket may take before its oldest entries make place for new ones; None for no bound."""
+        return _ANSWERS_CAPACITY if bucket == self.answers_bucket else None
 
     def stream(self, model: str) -> str:
         """The work-queue stream of a model."""

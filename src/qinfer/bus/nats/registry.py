@@ -14,7 +14,7 @@ from functools import partial
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StorageType
+from nats.js.api import DiscardPolicy, KeyValueConfig, StorageType
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 from nats.js.kv import KeyValue
 
@@ -100,14 +100,20 @@ class Registry:
         return bucket
 
     async def _create(self, name: str, replicas: int) -> KeyValue:
+        capacity = self._names.capacity(name)
         config = KeyValueConfig(
             bucket=name,
+            max_bytes=capacity,
             history=1,
             storage=StorageType.FILE,
             ttl=self._names.lifetime(name),
             replicas=replicas,
         )
-        return await self._jetstream.create_key_value(config)
+        bucket = await self._jetstream.create_key_value(config)
+        if capacity is not None:  # by itself it would refuse what is new
+            info = await self._jetstream.stream_info(f"KV_{name}")
+            await self._jetstream.update_stream(info.config.evolve(discard=DiscardPolicy.OLD))
+        return bucket
 
     def forget(self) -> None:
         """After a reconnect: the buckets may be gone, look them up again."""
