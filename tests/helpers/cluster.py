@@ -23,6 +23,7 @@ from tests.helpers.waiting import PATIENCE
 HOST = "127.0.0.1"
 T = TypeVar("T")
 
+_USER, _PASSWORD = "somebody", "in-particular"
 _SIZE = 3  # the smallest that goes on with one member less
 
 
@@ -45,7 +46,7 @@ class Member:
 
     @property
     def url(self) -> str:
-        return f"nats://{HOST}:{self.port}"
+        return f"nats://{_USER}:{_PASSWORD}@{HOST}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -151,6 +152,7 @@ class Cluster:
             "listen": f"{HOST}:{member.port}",
             "log_file": str(member.directory / "log"),
             "max_payload": 8 << 20,
+            "authorization": {"user": _USER, "password": _PASSWORD},
             "jetstream": {
                 "store_dir": str(member.directory),
                 "max_file_store": 4 << 30,
