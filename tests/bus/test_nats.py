@@ -12,7 +12,7 @@ from qinfer.bus import Bus, QueueSpec, connect
 from qinfer.bus.nats.bus import NatsBus
 from qinfer.bus.nats.consumer import NatsConsumer
 from qinfer.embedded import EmbeddedServer
-from qinfer.errors import BusUnavailable
+from qinfer.errors import BusUnavailable, QueueFull
 from tests.bus.contract import SPEC, BusContract
 from tests.helpers.waiting import Mailbox, eventually
 
@@ -59,6 +59,36 @@ class TestNatsBus(BusContract):
         await inbox.take()
         assert consumer.credit == 4
         await consumer.close()
+
+
+async def test_the_oldest_answers_make_place_for_new_ones(
+    nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer.naming._ANSWERS_CAPACITY", 40_000)
+    bus = connect(nats_url, namespace=namespace)
+    await bus.start()
+    try:
+        bucket = bus.names.answers_bucket
+        for number in range(5):
+            await bus.put(bucket, f"k{number}", bytes(12_000))
+        found = [number for number in range(5) if await bus.get(bucket, f"k{number}")]
+        assert found == [2, 3, 4]
+    finally:
+        await bus.close()
+
+
+async def test_a_store_that_is_full_says_so(
+    nats_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer.bus.nats.storage._BLOBS_MAX_BYTES", 1_000_000)
+    bus = connect(nats_url, namespace=namespace)
+    await bus.start()
+    try:
+        with pytest.raises(QueueFull, match="the store of large tensors is full"):
+            await bus.put_blob("in-1", bytes(1_500_000))
+        await bus.put_blob("in-2", bytes(900_000))
+    finally:
+        await bus.close()
 
 
 async def test_no_broker_is_said_so_once(

@@ -398,6 +398,16 @@ async def test_the_tensors_of_a_keyed_request_outlive_its_caller(stage: Detoured
     assert set(stage.broker.blobs) == {request.claim}
 
 
+async def test_they_are_removed_when_it_would_not_be_run_any_more(
+    stage: Detoured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer_gateway.detours._LINGER", 0.05)
+    call = stage.large(key=NAME, timeout=0.05)
+    await stage.request()
+    await eventually(lambda: call.reason == "deadline_exceeded")
+    await stage.emptied()
+
+
 async def test_a_keyed_request_is_not_sent_where_its_answer_is_known(stage: Detoured) -> None:
     first = stage.large(key=NAME)
     request = await stage.request()

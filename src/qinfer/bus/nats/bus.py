@@ -301,10 +301,8 @@ class NatsBus(Bus):
             try:
                 await self._blobs.put(name, parts)
             except APIError as error:
-                if error.err_code in _FULL:
-                    text = f"the store of large tensors is full: {error.description}"
-                    raise QueueFull(text, retry_after=1.0) from error
-                raise refusal(error.err_code or 0, error.description or "") from error
+                what = "the store of large tensors"
+                raise refusal(error.err_code or 0, error.description or "", what=what) from error
 
     async def get_blob(self, name: str, *, limit: int) -> Data:
         with self._translated():

@@ -89,10 +89,10 @@ class Confirmations:
             refused(error)
 
 
-def refusal(code: int, description: str) -> QInferError:
-    """The error for one of JetStream's."""
+def refusal(code: int, description: str, *, what: str = "the model's queue") -> QInferError:
+    """The error for one of JetStream's; `what` was to take something."""
     if code in _FULL:
-        return QueueFull(f"the model's queue is full: {description}", retry_after=1.0)
+        return QueueFull(f"{what} is full: {description}", retry_after=1.0)
     return BusUnavailable(f"the broker refused the message: {description}", retry_after=1.0)
 
 
