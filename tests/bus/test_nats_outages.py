@@ -15,7 +15,8 @@ from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 from qinfer.bus import QueueSpec, connect
 from qinfer.bus.nats.confirmations import _PATIENCE, Confirmations
 from qinfer.bus.nats.connection import LOOK, Connection
-from qinfer.bus.nats.consumer import NatsConsumer
+from qinfer.bus.nats.consumer import PULL_EXPIRES
+from qinfer.bus.nats.registry import Registry
 from qinfer.bus.nats.transport import Link, Pulse
 from qinfer.bus.nats.trouble import patiently
 from qinfer.embedded import EmbeddedServer
@@ -144,21 +145,10 @@ SPEC = QueueSpec(storage="memory", ack_wait=30.0, max_bytes=1 << 20)
 
 async def test_a_pull_that_is_lost_is_missed(bus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a member of a cluster that dies: the connection is another's, and nobody says a word."""
-    monkeypatch.setattr("qinfer.bus.nats.consumer._GRACE", LOOK)
     await bus.declare("m", SPEC)
     inbox = Mailbox()
-    await bus.consume("m", "", Mailbox())
-    consumer = NatsConsumer(
-        bus._connection,
-        stream=bus.names.stream("m"),
-        consumer="latest",
-        inbox=bus._connection.client.new_inbox(),
-        handler=inbox,
-        missing=Mailbox(),
-        expires=0.5,
-    )
-    await consumer.start()
-    bus._connection.on_look(consumer.look)
+    consumer = await bus.consume("m", "", inbox)
+    consumer._patience = 2
     lost: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(Connection, "publish", lambda _, subject, *rest: lost.append(subject))
@@ -171,7 +161,45 @@ async def test_a_pull_that_is_lost_is_missed(bus: Any, monkeypatch: pytest.Monke
     assert delivery.payload == b"frame"
     assert consumer.credit == 4
     delivery.ack()
-    await consumer.close()
+
+
+async def test_pulls_that_are_there_are_not_missed(bus: Any) -> None:
+    """The server speaks of a pull before it could be taken for lost."""
+    await bus.declare("m", SPEC)
+    consumer = await bus.consume("m", "", Mailbox())
+    assert consumer._patience * LOOK > PULL_EXPIRES
+    consumer._expires_ns = int(0.5e9)
+    consumer._patience = 2
+    consumer.grant(5)
+    await eventually(lambda: consumer._asked == 5, "they are asked for")
+    expired = Mailbox()
+    end_pull = consumer._end_pull
+
+    def ended(headers: dict[str, str]) -> None:
+        expired(headers)
+        end_pull(headers)
+
+    consumer._end_pull = ended
+    await expired.take(3)
+    assert consumer._generation == 0
+    assert consumer.credit == 5
+
+
+async def test_those_who_watch_hear_of_an_entry_that_nobody_can_store(
+    bus: Any, namespace: str, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bus.declare("m", SPEC)
+    seen = Mailbox()
+    await bus.watch(bus.names.workers_bucket, seen)
+    bus._registry.forget()
+
+    async def leaderless(_: object, name: str) -> None:
+        raise TimeoutError(name)
+
+    monkeypatch.setattr(Registry, "_bucket", leaderless)
+    with pytest.raises(BusUnavailable, match="does not answer"):
+        await bus.put(bus.names.workers_bucket, "w", b"alive")
+    assert await seen.take() == [("w", b"alive")]
 
 
 async def test_when_the_pulls_have_a_new_leader_they_are_all_made_again_once(bus: Any) -> None:

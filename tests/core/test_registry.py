@@ -188,6 +188,31 @@ async def test_after_a_reconnect_everything_is_written_anew(
     await registration.close()
 
 
+async def test_a_worker_whose_models_cannot_be_written_is_known_to_live(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reconnect: the records of models may lie with a part of the broker that is away for longer."""
+    back, renewals = Mailbox(), Mailbox()
+    monkeypatch.setattr(bus, "on_reconnect", back)
+    monkeypatch.setattr(module, "HEARTBEAT", 0.02)
+    registration = Registration(bus, worker("w", m=["1"]), [model("m", "1")])
+    await registration.start()
+    (reconnected,) = back.items
+    put = bus.put
+
+    async def half(bucket: str, key: str, value: bytes) -> None:
+        if bucket == bus.names.models_bucket:
+            raise BusUnavailable("not now")
+        await put(bucket, key, value)
+
+    monkeypatch.setattr(bus, "put", half)
+    reconnected()
+    watcher = await bus.watch(bus.names.workers_bucket, renewals)
+    await renewals.take(3)
+    await watcher.close()
+    await registration.close()
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"\xc1", b"\x80", b"\xa1\xff", b"\x91" * 100_000, b"\x82\xa2id\xa1w\xa4host\xa1\xff"]
 )
