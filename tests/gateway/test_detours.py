@@ -162,6 +162,7 @@ async def test_a_call_that_ends_while_its_tensors_are_on_their_way(stage: Detour
     await uploading.wait()
     stage.dispatcher.abandon(call)
     go_on.set()
+    await eventually(lambda: not stage.dispatcher._detours._tasks, "they have arrived")
     await stage.emptied()
     stage.call(target())
     assert [len(request.inputs) for request in (await stage.frames())[0].requests] == [1]
