@@ -14,6 +14,7 @@ from rich.text import Text
 
 from qinfer.bus import connect
 from qinfer.cli.options import CONTEXT, json_option, namespace_option, nats_option, prefers_broker, url_option
+from qinfer.cli.repository import index, load, unload
 from qinfer.cli.v2 import V2Client
 from qinfer.registry import Directory
 
@@ -40,11 +41,14 @@ class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 0
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     context_settings=CONTEXT,
     epilog="""\b
 Examples:
   qinfer models
+  qinfer models index
+  qinfer models load mlp
   qinfer models --url http://gpu-1:8000 --json
   QINFER_NATS=nats://broker:4222 qinfer models --namespace vision""",
 )
@@ -52,13 +56,21 @@ Examples:
 @nats_option(required=False)
 @namespace_option
 @json_option
-def models(url: str, nats: str | None, namespace: str, as_json: bool) -> None:
-    """Show what a gateway (--url) or a fleet (--nats) serves."""
+@click.pass_context
+def models(context: click.Context, url: str, nats: str | None, namespace: str, as_json: bool) -> None:
+    """Show what a gateway (--url) or a fleet (--nats) serves; load and unload models."""
+    if context.invoked_subcommand is not None:
+        return
     rows = asyncio.run(from_broker(nats, namespace)) if nats and prefers_broker() else from_gateway(url)
     if as_json:
         click.echo(json.dumps([msgspec.structs.asdict(row) for row in rows], indent=2))
     else:
         Console().print(table(rows) if rows else "no models")
+
+
+models.add_command(load)
+models.add_command(unload)
+models.add_command(index)
 
 
 def from_gateway(url: str) -> list[ModelRow]:

@@ -96,6 +96,22 @@ class V2Client:
         """A model's signature."""
         return dict(self._json("GET", _path(model, version)))
 
+    def repository_index(self) -> list[dict[str, Any]]:
+        """Models of the workers' repositories: name, version, state and reason of each."""
+        return list(self._json("POST", "/v2/repository/index"))
+
+    def load(self, model: str, config: str = "") -> None:
+        """Have the workers load a model, with a configuration (JSON) instead of its file if one is given."""
+        self._change(model, "load", {"config": config} if config else {})
+
+    def unload(self, model: str) -> None:
+        """Have the workers forget a model."""
+        self._change(model, "unload", {})
+
+    def _change(self, model: str, action: str, parameters: Mapping[str, Any]) -> None:
+        body = json.dumps({"parameters": parameters}).encode()
+        self._call("POST", f"/v2/repository/models/{quote(model, safe='')}/{action}", body)
+
     def infer(
         self,
         model: str,
