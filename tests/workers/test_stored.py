@@ -30,7 +30,7 @@ from qinfer.message import (
 )
 from qinfer_workers.backends.base import OutputsWithParameters
 from tests.helpers.waiting import eventually
-from tests.workers.support import config_of, request_of
+from tests.workers.support import config_of, double, request_of
 from tests.workers.test_service import PATIENT, Stage, gate, held_by, reason_of, stage
 
 __all__ = ["gate", "stage"]  # fixtures
@@ -155,6 +155,20 @@ async def test_a_worker_that_drains_gives_back_what_is_not_complete(stage: Stage
     await service.drain(0.01)
     assert stage.queued == 1
     assert service._claims.held_bytes == 0
+
+
+async def test_a_version_that_leaves_takes_what_waits_for_room_along(stage: Stage) -> None:
+    service = await stage.serve({"1": double, "2": double})
+    service._claims.admit(service._claims.max_bytes)
+    stage.send(await claimed(stage, 1), version="1")
+    await eventually(lambda: len(service._held) == 1)
+    await service.retire(service.versions["1"], 0.01)
+    assert (stage.queued, len(service._held)) == (1, 0)
+    service._claims.release(service._claims.max_bytes)
+    await eventually(lambda: not service._intake._tasks)
+    assert service._claims.held_bytes == 0
+    assert service._credit.held_rows == 0
+    assert stage.stubs["1"].executed == []
 
 
 async def test_a_broker_that_cannot_be_read_from_costs_time(

@@ -35,7 +35,7 @@ class Intake:
         replies: tells kept answers again.
         claims: reads large tensors; what it holds for a frame is released by the frame's holder.
         admit: takes a frame that is complete, and which of its requests are settled.
-        give_back: returns a frame to the queue after some seconds.
+        give_back: returns a frame to the queue after some seconds, if it is still held.
         held: whether a frame is still held.
     """
 
@@ -83,6 +83,8 @@ class Intake:
         else:
             if self._is_held(held):
                 self._admit(frame, held, settled)
+            else:  # returned meanwhile, with the version that was to run it
+                self._give_back(held, 0.0, ())
 
     async def _tell_again(
         self, frame: RequestFrame, held: HeldFrame, settled: dict[int, QInferError | None]
