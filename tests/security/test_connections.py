@@ -124,6 +124,28 @@ async def test_a_flood_of_connections_is_cut_off(
         assert all(b"503" in text for text in told)
 
 
+async def test_bodies_that_arrive_have_a_limit_together(make_fleet: MakeFleet) -> None:
+    """Connections that each hold most of a body take memory, however many there may be."""
+    limit = 100_000
+    part = post(infer_path(MODEL), b" " * (limit - 1000), length=limit)
+    async with make_fleet(MODEL, max_body_bytes=limit) as made, AsyncExitStack() as stack:
+        waiting = [await stack.enter_async_context(http.connect(made.port)) for _ in range(17)]
+        for connection in waiting[:16]:
+            connection.send(part)
+        await eventually(lambda: made.front.arriving == 16 * (limit - 1000), "they have come")
+        waiting[16].send(part)
+        answer = await waiting[16].answer()
+        assert (answer.status, answer.reason) == (503, "unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+        # What has come whole, and whose connection has gone, makes room.
+        assert (await waiting[0].ask(b" " * 1000)).status == 400
+        await waiting[1].close()
+        await eventually(lambda: made.front.arriving == 14 * (limit - 1000), "there is room")
+        async with http.connect(made.port) as connection:
+            assert (await connection.ask(GOOD)).outputs() == {"y": [1.0]}
+    assert made.front.arriving == 0
+
+
 async def test_grpc_connections_have_a_limit(make_fleet: MakeFleet) -> None:
     async with make_fleet(grpc_port=0, max_connections=2) as made, AsyncExitStack() as stack:
         assert made.gateway.grpc is not None

@@ -10,7 +10,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qinfer.errors import InternalError, InvalidRequest, PayloadTooLarge, QInferError
+from qinfer.errors import InternalError, InvalidRequest, PayloadTooLarge, QInferError, Unavailable
 from qinfer.keys import Permission
 from qinfer.message import Response, ResponseFrame
 from qinfer_gateway.auth.access import CHALLENGE, CREDENTIAL_HEADERS, Access
@@ -35,6 +35,7 @@ OFF_LOOP_BYTES = 64 * 1024
 """Bodies above this many bytes are converted in a thread, so that they do not hold up the others."""
 
 _MAX_DIGITS = 18
+_BODIES = 16  # bodies of the largest size that may be arriving, all connections together
 _MAX_CHUNKS = 1024  # a body that trickles in by bytes takes no more memory than its bytes
 _HEADER_LENGTH = b"inference-header-content-length"
 _KEY = KEY_HEADER.encode()
@@ -90,6 +91,9 @@ class HttpFront:
         self.threads = threads
         self.access = access
         self.limits = limits or ConnectionLimits()
+        self.arriving = 0
+        """Bytes of bodies that have not come whole, or whose turn has not."""
+        self.max_arriving = _BODIES * max_body_bytes
         self.leaving = False
         """Clients are to make other connections: every answer is the last on its own."""
 
@@ -105,6 +109,7 @@ class Exchange(Call):
     """An infer exchange; in uvicorn's protocol it stands where a request cycle would."""
 
     __slots__ = (
+        "_arriving",
         "_body",
         "_chunks",
         "_front",
@@ -144,6 +149,7 @@ class Exchange(Call):
         self._body: InferBody | None = None
         self._principal: Principal | None = None
         self._chunks: list[bytes | bytearray] = []
+        self._arriving = 0
         self.received = 0
         self._turn = False
         self._held: tuple[bytes, bytes] | None = None
@@ -189,9 +195,19 @@ class Exchange(Call):
         self._chunks.append(chunk)
         if len(self._chunks) > _MAX_CHUNKS:
             self._fold()
-        self.received += len(chunk)
-        if self.received > self._front.max_body_bytes:
+        front, size = self._front, len(chunk)
+        self.received += size
+        self._arriving += size
+        front.arriving += size
+        if self.received > front.max_body_bytes:
             self._too_large()
+        elif front.arriving > front.max_arriving:
+            arriving = front.arriving
+            self.break_off(
+                Unavailable(
+                    f"{arriving} bytes of request bodies are arriving, as many as may", retry_after=1.0
+                )
+            )
 
     def on_complete(self) -> None:
         self.body_complete = True
@@ -199,9 +215,15 @@ class Exchange(Call):
             self.start(self._take_body())
 
     def _take_body(self) -> bytes:
+        self._arrived()
         chunks, self._chunks = self._chunks, []
         only = chunks[0] if len(chunks) == 1 else None
         return only if isinstance(only, bytes) else b"".join(chunks)
+
+    def _arrived(self) -> None:
+        """The body is this exchange's no more: it goes on, or nobody wants it."""
+        self._front.arriving -= self._arriving
+        self._arriving = 0
 
     def _fold(self) -> None:
         first, *rest = self._chunks
@@ -211,11 +233,13 @@ class Exchange(Call):
 
     def break_off(self, error: QInferError) -> None:
         """The rest of the body will not be read: answer with an error, in turn, and end the connection."""
+        self._arrived()
         self._chunks.clear()
         self.keep_alive = False
         self._reject(error)
 
     def on_disconnect(self) -> None:
+        self._arrived()
         if not self.response_complete:
             self.disconnected = True
             self.response_complete = True
