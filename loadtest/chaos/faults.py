@@ -126,7 +126,14 @@ FAULTS = {
         Fault(name="broker-pause", role="broker", title="SIGSTOP, SIGCONT", lasts=(0.5, 3.0)),
         Fault(name="swap", role="models", title="a model gets a new version", lasts=(0.0, 0.0), back=1.0),
         Fault(
-            name="poison", role="load", title="a request that kills its worker", lasts=(0.0, 0.0), back=7.0
+            name="poison",
+            role="load",
+            title="a request that kills its worker",
+            lasts=(0.0, 0.0),
+            back=7.0,
+            # It takes one worker after the other: for a moment the queue stands still.
+            allows=frozenset(("wait_too_long",)),
+            after=1.0,
         ),
         Fault(
             name="burst",

@@ -17,6 +17,8 @@ HURRY_ALLOWS = frozenset((DeadlineExceeded.reason, WaitTooLong.reason))
 """What a request may be told at any time whose deadline was short."""
 
 _BEGUN_LATE = 0.25  # from the check of a deadline to the first line of a model's code, on a busy machine
+# A worker that has its connection back waits before it sends answers, and runs again what it could not send.
+_RERUN_AFTER = 3.0
 _RATE_SPAN = 0.5
 _RATE_STEP = 0.05
 _BEFORE_SPAN = 1.5
@@ -107,7 +109,8 @@ class Judge:
                 continue
             if record.outcome is Outcome.RIGHT and record.run not in {each.run for each in executions}:
                 yield Violation(kind="run", text=f"{_name(record)}: its answer is of no execution")
-            if self._windows_between(record.sent, max([record.ended, *(each.began for each in executions)])):
+            end = max([record.ended, *(each.began for each in executions)])
+            if any(window.touches(record.sent - _RERUN_AFTER, end) for window in self.windows):
                 continue
             if len(executions) > record.sends:
                 text = (
@@ -130,9 +133,6 @@ class Judge:
                 if old and record.sent > swap.until:
                     text = f"{_name(record)}: version {record.version}, after all had version {swap.version}"
                     yield Violation(kind="wrong", text=text)
-
-    def _windows_between(self, began: float, ended: float) -> bool:
-        return any(window.touches(began, ended) for window in self.windows)
 
 
 def _ended_twice(ends: Sequence[Record]) -> Iterator[Violation]:
