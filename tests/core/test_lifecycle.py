@@ -2,13 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from qinfer.lifecycle import until_stopped
+from qinfer.lifecycle import NOTIFY_VARIABLE, READY, notify, until_stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -18,6 +23,7 @@ async def test_a_signal_sets_the_event_and_the_handler_before_comes_back(number:
         assert not stopped.is_set()
         os.kill(os.getpid(), number)
         await asyncio.wait_for(stopped.wait(), 20)
+        assert stopped.handing_over == (number is signal.SIGTERM)
     assert signal.getsignal(number) is before
 
 
@@ -55,3 +61,94 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
             assert process.wait(20) == 128 + signal.SIGTERM
         finally:
             process.kill()
+
+
+HANGING_UP = """
+import asyncio, fcntl, os, signal, sys, termios
+from qinfer.lifecycle import on_hangup
+
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+if "terminal" in sys.argv:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+async def main():
+    told = asyncio.Queue()
+    async with on_hangup(lambda: told.put_nowait("again"), lambda: told.put_nowait("gone")):
+        os.write(1, b"ready\\n")
+        while True:
+            os.write(1, (await asyncio.wait_for(told.get(), 20) + "\\n").encode())
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def hanging_up(*arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
+    """A process in a session of its own that tells what SIGHUP means to it, and is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING_UP, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_sighup_without_a_terminal_is_a_request() -> None:
+    with hanging_up() as process:
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+            assert next_line(process) == "again"
+
+
+def test_sighup_of_a_terminal_that_is_closed_is_the_end() -> None:
+    master, slave = pty.openpty()
+    with hanging_up("terminal", stdin=slave) as process:
+        os.close(slave)
+        process.send_signal(signal.SIGHUP)
+        assert next_line(process) == "again", "its terminal is there"
+        os.close(master)
+        assert next_line(process) == "gone"
+
+
+def test_under_nohup_sighup_stays_ignored() -> None:
+    with hanging_up("nohup") as process:
+        process.send_signal(signal.SIGHUP)
+        with Path(f"/proc/{process.pid}/status").open() as status:
+            ignored = next(int(line.split()[1], 16) for line in status if line.startswith("SigIgn"))
+        assert ignored & (1 << (signal.SIGHUP - 1))
+
+
+def test_a_process_tells_whoever_wants_to_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(20)
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv(NOTIFY_VARIABLE, str(tmp_path / "notify"))
+        notify(READY)
+        assert manager.recv(100) == b"READY=1"
+    notify(READY)  # nobody listens any more
+    monkeypatch.delenv(NOTIFY_VARIABLE)
+    notify(READY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(20)
+        manager.bind(f"\0qinfer-test-{os.getpid()}")
+        monkeypatch.setenv(NOTIFY_VARIABLE, f"@qinfer-test-{os.getpid()}")
+        notify(READY)
+        assert manager.recv(100) == b"READY=1"

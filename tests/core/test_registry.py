@@ -249,3 +249,57 @@ async def test_a_record_that_changes_is_a_change_and_one_that_does_not_is_none(
         await asyncio.sleep(0)
     await eventually(lambda: directory.serving("m"))
     assert len(changes.items) == 2
+
+
+async def test_an_update_has_no_moment_in_which_a_known_version_is_not_served(
+    bus: Bus, directory: Directory
+) -> None:
+    """What is new is served before it is known; what is gone is forgotten before it is no longer served."""
+    seen: list[tuple[set[str], set[str]]] = []
+    directory.on_change(lambda: seen.append((set(directory.models.get("m", ())), directory.serving("m"))))
+    registration = Registration(bus, worker("w", m=["1"]), [model("m", "1")])
+    await registration.start()
+    await eventually(lambda: directory.serving("m") == {"1"})
+    seen.clear()
+    await registration.update(
+        models={"m": ["2"]}, problems={"n": "half a file"}, records=[model("m", "2")], forget={"m": ["1"]}
+    )
+    await eventually(lambda: seen[-1:] == [({"2"}, {"2"})])
+    assert all(known <= served for known, served in seen), seen
+    assert all(known for known, _ in seen), "the model itself is known all the time"
+    assert [record.problems for record in directory.workers] == [{"n": "half a file"}]
+    await registration.update(models={}, problems={}, records=[], forget={"m": ["2"]})
+    await eventually(lambda: not directory.models)
+    # It comes back although its record is the one that was written before.
+    await registration.update(models={"m": ["2"]}, problems={}, records=[model("m", "2")])
+    await eventually(lambda: directory.record("m") is not None)
+    await registration.close()
+
+
+async def test_a_record_that_somebody_removed_by_mistake_comes_back(
+    bus: Bus, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.02)
+    registration = Registration(bus, worker("w", m=["1"]), [model("m", "1")], directory)
+    await registration.start()
+    await eventually(lambda: directory.record("m") is not None)
+    await bus.delete(bus.names.models_bucket, model_key("m", "1"))
+    await eventually(lambda: directory.record("m") is None)
+    await eventually(lambda: directory.record("m") is not None)
+    await registration.close()
+
+
+async def test_others_that_serve_a_version(bus: Bus, directory: Directory) -> None:
+    one = Registration(bus, worker("one", m=["1"]), [])
+    other = Registration(bus, worker("other", m=["1", "2"]), [])
+    await one.start()
+    await other.start()
+    await eventually(lambda: len(directory.workers) == 2)
+    assert directory.served_by_others("m", "1", "one")
+    assert directory.served_by_others("m", "", "one")
+    assert not directory.served_by_others("m", "2", "other")
+    assert not directory.served_by_others("n", "", "one")
+    await other.drain()
+    await eventually(lambda: not directory.served_by_others("m", "1", "one"))
+    await one.close()
+    await other.close()
