@@ -26,6 +26,7 @@ _DEADLINE_SHARE = 0.8
 """Part of its time that a request may be expected to wait: the estimate is of a mean, and the model runs in
 batches. It costs no throughput, since the queue is as good as full."""
 
+_LEARNING_RATE = 0.1  # of the latency
 _UNKNOWN_RETRY = 1.0  # seconds, when nothing is measured
 _RETRY_RANGE = (0.05, 30.0)
 _LONGEST_WAIT = 3600.0  # a rate that fades to nothing is still a number in a header
@@ -39,15 +40,17 @@ class Flight:
         rows: of those requests.
         backlog: requests that waited behind the last batch, as its worker told.
         drain: how fast rows are answered.
+        latency: seconds that answers take, a mean of the latest.
     """
 
-    __slots__ = ("_count_then", "backlog", "count", "drain", "rows")
+    __slots__ = ("_count_then", "backlog", "count", "drain", "latency", "rows")
 
     def __init__(self) -> None:
         self.count = 0
         self.rows = 0
         self.backlog = 0
         self.drain = DrainRate()
+        self.latency = 0.0
         self._count_then = 0
 
     @property
@@ -60,7 +63,7 @@ class Flight:
         """Rows a second, as measured in a backlog; 0 when not known."""
         return self.drain.rate(monotonic(), silence_counts=self.backlog > 0)
 
-    def heard(self, frame: ResponseFrame, rows: int, max_rows: int, now: float) -> None:
+    def heard(self, frame: ResponseFrame, rows: int, max_rows: int, now: float, *, latency: float) -> None:
         """Answers came, and are counted off.
 
         Args:
@@ -68,7 +71,11 @@ class Flight:
             rows: of this gateway's requests among them.
             max_rows: what a batch of the model takes.
             now: of the monotonic clock.
+            latency: seconds that one of them took.
         """
+        self.latency += _LEARNING_RATE * (latency - self.latency)
+        if not frame.backlog and not self.backlog:
+            return
         # Of a queue that it has nothing in this gateway hears nothing more: what it knows would never change.
         self.backlog = frame.backlog if self.count else 0
         self._count_then = self.count

@@ -253,8 +253,8 @@ class Dispatcher:
                 call.failed(response.error.exception())
             self._observer.answered(call, frame, response, now)
         self._observer.stats.dropped += late
-        if call is not None and (frame.backlog or call.flight.backlog):
-            call.flight.heard(frame, rows + late, call.target.max_rows, now)
+        if call is not None:
+            call.flight.heard(frame, rows + late, call.target.max_rows, now, latency=now - call.started)
         if not calls:
             self._idle.set()
 

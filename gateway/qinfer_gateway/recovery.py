@@ -2,8 +2,9 @@
 
 A frame that the broker had not confirmed may not be there; an answer that was sent meanwhile has reached
 nobody. So such calls are published again: the unconfirmed when the bus gives them up, the others when their
-answers have not come a moment after the connection is back. Of two answers the first one wins. Where the
-broker stays away, callers hear of it after `patience`, or shortly before their deadlines.
+answers have not come in about the time that answers take: a queue that is long, or a model that is slow,
+would have its work doubled otherwise. Of two answers the first one wins. Where the broker stays away, callers
+hear of it after `patience`, or shortly before their deadlines.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _FIRST_PAUSE = 0.1  # seconds before a refused call is published again; doubled 
 _LONGEST_PAUSE = 1.0
 _MARGIN = 0.1  # seconds before the deadline at which an interrupted caller is told, if it has that many
 _MARGIN_SHARE = 0.1
+_LATENCIES = 1.5  # mean latencies that an answer of before may take after a reconnect
+_GRAIN = 0.05  # seconds between two looks at what is due
 
 
 class Recovery:
@@ -36,8 +39,7 @@ class Recovery:
         bus: a started bus.
         calls: what is in flight, by number; only read.
         patience: seconds that calls wait for the broker to come back.
-        grace: seconds after that in which answers of before may still come: workers settle, too, before they
-            send.
+        grace: seconds after that before anything is sent again: workers settle, too, before they answer.
         resend: publishes a call again.
         fail: ends a call with an error.
         hasten: told of a deadline that has become earlier.
@@ -63,6 +65,7 @@ class Recovery:
         self._hasten = hasten
         self._loop = asyncio.get_running_loop()
         self._doubtful: dict[int, Call] = {}
+        self._back_at = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
         bus.on_disconnect(self._lost)
         bus.on_reconnect(self._back)
@@ -130,14 +133,27 @@ class Recovery:
 
     def _back(self) -> None:
         self._stop_timers()
+        self._back_at = monotonic()
         self._later(self._grace, self._resend_doubtful)
 
     def _resend_doubtful(self) -> None:
-        doubtful, self._doubtful = self._doubtful, {}
-        unanswered = [call for number, call in doubtful.items() if number in self._calls]
-        if unanswered:
-            logger.warning("%d requests were not answered since the reconnect: sent again", len(unanswered))
-        self._again(unanswered)
+        """Publish again what has had its time since the reconnect."""
+        now = monotonic()
+        self._doubtful = {number: call for number, call in self._doubtful.items() if number in self._calls}
+        due = {number: self._due(call) for number, call in self._doubtful.items()}
+        lost = [self._doubtful.pop(number) for number, when in due.items() if when <= now]
+        if lost:
+            logger.warning("%d requests were not answered since the reconnect: sent again", len(lost))
+        self._again(lost)
+        if self._doubtful:
+            wait = min(due[number] for number in self._doubtful) - now
+            self._later(max(wait, _GRAIN), self._resend_doubtful)
+
+    def _due(self, call: Call) -> float:
+        """When a call is published again: after its answer should have come, with time left for another."""
+        patient = self._grace + _LATENCIES * call.flight.latency
+        half = (call.deadline - self._back_at) / 2
+        return self._back_at + min(patient, max(self._grace, half))
 
     def _again(self, calls: Iterable[Call]) -> None:
         for call in calls:

@@ -152,6 +152,25 @@ async def test_an_answer_that_comes_late_is_taken_and_nothing_is_sent_again(
     await stage.dispatcher.drain(0)
 
 
+async def test_a_call_whose_answer_is_not_due_yet_waits_in_its_queue(stage: LossyStage) -> None:
+    """Under a backlog of ten seconds everything in flight is still there, and would be there twice."""
+    call = stage.call(target())
+    await stage.frames()
+    flight = stage.dispatcher.flights["m"]
+    flight.latency = 10.0
+    stage.client.cut()
+    stage.client.restore()
+    recovery = stage.dispatcher._recovery
+    assert 14.0 < recovery._due(call) - recovery._back_at < 15.1
+    flight.latency = 1000.0
+    assert 14.0 < recovery._due(call) - recovery._back_at < 15.1, "but half of its time is left for a new try"
+    recovery._resend_doubtful()
+    assert stage.stats.resent == 0
+    flight.latency = 0.0
+    assert await stage.attempts() == [1]
+    await answered(stage, call)
+
+
 async def test_unconfirmed_calls_are_sent_again_and_once(stage: LossyStage) -> None:
     stage.client.swallows = True
     calls = [stage.call(target()) for _ in range(3)]

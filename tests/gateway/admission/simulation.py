@@ -171,7 +171,7 @@ class SimulatedGateway:
             self.outcomes.append(Outcome(job.arrived, now - job.arrived))
         if live:
             frame = ResponseFrame(1, "w", "1", BatchInfo(batch, batch), [], backlog=backlog)
-            self.flight.heard(frame, len(jobs), self.world.max_batch, now)
+            self.flight.heard(frame, len(jobs), self.world.max_batch, now, latency=now - live[0].arrived)
 
     def _expire(self, job: Job) -> None:
         if not job.ended:

@@ -42,7 +42,7 @@ def busy(flight: Flight, clock: Clock, *, backlog: int = 40, batches: int = 10, 
         clock.now += seconds
         flight.count -= BATCH
         flight.rows -= BATCH
-        flight.heard(answers(backlog), BATCH, BATCH, clock.now)
+        flight.heard(answers(backlog), BATCH, BATCH, clock.now, latency=1.0)
 
 
 def test_the_rate_of_full_batches() -> None:
@@ -55,7 +55,7 @@ def test_answers_that_never_reached_the_model_are_no_work() -> None:
     clock, flight = Clock(), Flight()
     busy(flight, clock)
     for _ in range(100):  # expired in the queue: they leave by the hundred
-        flight.heard(answers(40, executed=False), 100, BATCH, clock.now)
+        flight.heard(answers(40, executed=False), 100, BATCH, clock.now, latency=1.0)
     assert flight.drain.rate(clock.now, silence_counts=True) == pytest.approx(40)
 
 
