@@ -22,7 +22,7 @@ demo_ready := $(VENV)/.demo-$(subst $(space),-,$(extras))
 dev_ready := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint fuzz bench chaos clean distclean
+.PHONY: help demo serve test lint fuzz bench chaos overload clean distclean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: $(dev_ready) ## measure qinfer beside its peers (ARGS for python -m loadt
 
 chaos: $(dev_ready) ## kill and cut off parts of a system under load (SEED, MINUTES, ARGS for python -m loadtest.chaos)
 	$(BIN)/python -m loadtest.chaos $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) $(ARGS)
+
+overload: $(dev_ready) ## offer three times what can be answered, and measure what is (ARGS for python -m loadtest.overload)
+	$(BIN)/python -m loadtest.overload $(ARGS)
 
 clean: ## remove what was built, but not .venv and downloads
 	rm -rf build dist examples/models .mypy_cache .pytest_cache .ruff_cache .hypothesis
