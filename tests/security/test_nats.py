@@ -18,6 +18,8 @@ import pytest
 from qinfer.bus import connect
 from qinfer.bus.nats import connection as nats_connection
 from qinfer.bus.security import INBOX_VARIABLE, VARIABLES, NatsSecurity
+from qinfer.cli.doctor import broker as doctor
+from qinfer.cli.doctor.findings import Status
 from qinfer.errors import BusUnavailable, SetupError
 from qinfer_gateway.options import GatewayOptions
 from qinfer_gateway.server import Gateway
@@ -149,6 +151,21 @@ async def test_nkeys_and_credentials(tmp_path: Path) -> None:
         for security in (NatsSecurity(nkey=other.seed), NatsSecurity()):
             with pytest.raises(BusUnavailable, match=r"(?i)authorization"):
                 await reaches(url, security)
+
+
+async def test_the_doctor_shows_its_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = make_user(tmp_path, "doctor")
+    async with broker(
+        tmp_path / "broker", f"authorization {{ users: [{{ nkey: {user.public} }}] }}"
+    ) as running:
+        url = f"nats://{HOST}:{running.port}"
+        (refused,) = [finding async for finding in doctor.check(url)]
+        assert refused.status is Status.FAIL
+        monkeypatch.setenv(VARIABLES["nkey"], str(user.seed))
+        assert [finding.status async for finding in doctor.check(url)] == [Status.OK] * 3
+        monkeypatch.setenv(VARIABLES["nkey"], "/nowhere")
+        (wrong,) = [finding async for finding in doctor.check(url)]
+        assert "/nowhere" in wrong.detail
 
 
 async def test_credentials_files(tmp_path: Path) -> None:
@@ -283,7 +300,7 @@ async def run(running: Broker, environment: Mapping[str, str], *arguments: str) 
         stderr=asyncio.subprocess.PIPE,
     )
     out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, err.decode()
+    assert process.returncode == 0, (out + err).decode()
     return out.decode()
 
 

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-import nats
 import nats.errors
 import nats.js.errors
 
+from qinfer.bus.nats.client import SecureClient
+from qinfer.bus.security import NatsSecurity
 from qinfer.cli.doctor.findings import Finding, Status
 from qinfer.embedded import EmbeddedServer, find_binary
 from qinfer.embedded.binary import MINIMUM_VERSION, is_supported, read_version
@@ -63,16 +64,22 @@ async def _look(url: str, shown: str) -> AsyncIterator[Finding]:
         problems.append(str(error))
 
     try:
+        security = NatsSecurity.from_environment()
+        client = SecureClient(must_encrypt=security.wants_tls)
         async with asyncio.timeout(2 * _TIMEOUT):
-            client = await nats.connect(
+            await client.connect(
                 url.split(","),
-                connect_timeout=_TIMEOUT,
+                connect_timeout=_TIMEOUT,  # type: ignore[arg-type]
                 allow_reconnect=False,
                 # Without these, a server that is not there is tried for two minutes all the same.
                 max_reconnect_attempts=1,
-                reconnect_time_wait=0.1,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]
                 error_cb=note,
+                **security.options(),
             )
+    except SetupError as error:
+        yield Finding(check="broker", status=Status.FAIL, detail=error.message)
+        return
     except (OSError, nats.errors.Error, TimeoutError) as error:
         yield Finding(
             check="broker",
