@@ -13,15 +13,18 @@ import pytest_asyncio
 
 from qinfer.proto import METHODS, ServerReadyRequest
 from qinfer_gateway.grpc.sockets import connections, stop_listening
-from tests.helpers import http
+from tests.helpers import http, served_models
+from tests.helpers.served_models import GATED
 from tests.helpers.steady import MODEL, SteadyLoad, write_model
 from tests.helpers.system import Fleet, fleet
 from tests.helpers.waiting import PATIENCE, eventually
 
 
 @pytest_asyncio.fixture
-async def running(nats_url: str, namespace: str, tmp_path: Path) -> AsyncIterator[Fleet]:
-    root = write_model(tmp_path, number=10)
+async def running(
+    nats_url: str, namespace: str, tmp_path: Path, served_repository: Path
+) -> AsyncIterator[Fleet]:
+    root = write_model(served_models.copy(served_repository, tmp_path, GATED), number=10)
     async with fleet(nats_url, namespace, root, grpc_port=0, lame_duck=2.0) as made:
         await made.add_worker()
         yield made
@@ -48,11 +51,14 @@ async def test_every_answer_is_the_last_of_its_connection(running: Fleet) -> Non
             await handing  # nobody is left
 
 
-async def test_an_answer_that_is_on_its_way_is_the_last_too(running: Fleet) -> None:
+async def test_an_answer_that_is_on_its_way_is_the_last_too(running: Fleet, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
     async with http.connect(running.port) as connection:
-        connection.send(infer(1))
+        connection.send(http.infer(GATED, {"inputs": [http.tensor([str(gate)], "BYTES", [1, 1])]}))
         await eventually(lambda: running.in_flight == 1)
         handing = asyncio.create_task(running.gateway.hand_over())
+        await eventually(lambda: running.front.leaving)
+        gate.touch()
         assert (await connection.answer()).headers["connection"] == "close"
         async with asyncio.timeout(PATIENCE):
             await handing
