@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from loadtest import environment
-from loadtest.chaos import cli, report, result
+from loadtest.chaos import cli, client, models, report, result
 from loadtest.chaos.faults import FAULTS, Way, Window
 from loadtest.chaos.judge import Violation
 from loadtest.chaos.models import QUICK, Execution
-from loadtest.chaos.records import Intent, Outcome, Record
+from loadtest.chaos.records import GRACE, Intent, Outcome, Record
 from loadtest.chaos.result import CALM, Result, summarise
+from loadtest.chaos.run import LANES
 from rich.console import Console
 
 from qinfer.errors import ConfigError
+from tests.docs.pages import blocks
 
 PAGE = environment.ROOT / "docs" / "reliability.md"
 KILL = Window(fault="worker-kill", target=0, began=110.0, undone=111.0, until=112.0)
@@ -116,6 +120,43 @@ def test_the_page_has_figures_of_runs_that_passed() -> None:
     assert seeds
     for cells in seeds:
         assert [cell.strip() for cell in cells[6:10]] == ["0"] * 4, "lost, wrong, duplicate, not allowed"
+
+
+def test_the_page_tells_the_numbers_that_the_clients_use() -> None:
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    shortest, longest = client._DEADLINES
+    quick, slow = client._HURRIED
+    for text in (
+        f"{sum(LANES.values())} requests in flight at most",
+        f"a deadline of {shortest:.0f} to {longest:.0f} seconds",
+        f"one in {1 / client._HURRIED_SHARE:.0f} has one of {quick * 1000:.0f} to {slow * 1000:.0f} ms",
+        f"nothing within {GRACE:.0f} seconds after its deadline",
+        f"one takes {models.SLOW_SECONDS * 1000:.0f} ms a batch",
+    ):
+        assert text in page
+    assert client._KEYED_SHARE == 0.3, "three in ten"
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    lines = [
+        line for block in blocks(PAGE.read_text(encoding="utf-8"), "console") for line in block.splitlines()
+    ]
+    typed = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    chaos = [words[3:] for words in typed if words[:3] == ["python", "-m", "loadtest.chaos"]]
+    made = [words for words in typed if words[0] == "make"]
+    assert chaos
+    assert made
+    for arguments in chaos:
+        cli.run.make_context("run", list(arguments))
+    for words in made:
+        told = subprocess.run(
+            [*words, "-n"], cwd=environment.ROOT, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        command = next(line for line in told.splitlines() if "-m loadtest.chaos" in line)
+        context = cli.run.make_context("run", shlex.split(command)[3:])
+        given = dict(word.split("=") for word in words[2:])
+        assert str(context.params["seed"]) == given.get("SEED", "None")
+        assert context.params["minutes"] == float(given.get("MINUTES", 3))
 
 
 def test_the_page_is_rewritten(tmp_path: Path) -> None:
