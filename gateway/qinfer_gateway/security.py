@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qinfer_gateway.auth.access import Access, make_access
 from qinfer_gateway.auth.reload import Watched
-from qinfer_gateway.http.limits import ConnectionLimits
+from qinfer_gateway.http.limits import ConnectionLimits, allow_files
 from qinfer_gateway.options import GatewayOptions
 from qinfer_gateway.tls import ServerTls
 
@@ -46,4 +46,5 @@ def open_security(options: GatewayOptions) -> Security:
     limits = ConnectionLimits(
         connections=options.max_connections, idle=options.idle_timeout, receive=options.receive_timeout
     )
+    allow_files((options.http_port >= 0) * limits.connections + (options.grpc_port >= 0) * limits.connections)
     return Security(access=access, tls=tls, limits=limits, watched=watched)

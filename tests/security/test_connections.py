@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -162,3 +163,20 @@ async def test_grpc_connections_have_a_limit(make_fleet: MakeFleet) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask()
         assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_connections_have_the_files_they_need(caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        limits.allow_files(10)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (600, before[1])
+        limits.allow_files(200)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 700
+        assert not caplog.records
+        if before[1] != resource.RLIM_INFINITY:
+            limits.allow_files(before[1])
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+            assert "ulimit" in caplog.text
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

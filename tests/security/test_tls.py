@@ -245,7 +245,7 @@ def test_a_key_with_a_passphrase_does_not_ask_on_the_terminal(server: Pem, tmp_p
             serialization.BestAvailableEncryption(b"secret"),
         )
     )
-    with pytest.raises(ConfigError, match="passphrase"):
+    with pytest.raises(ConfigError, match="the key has a passphrase"):
         ServerTls(server.cert, protected)
 
 
