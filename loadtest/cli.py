@@ -16,7 +16,7 @@ from rich.console import Console
 from loadtest import clients, environment, processes, report, side_by_side
 from loadtest.cpu_table import cpu_table
 from loadtest.measure import Load, measure
-from loadtest.peers import PEERS
+from loadtest.peers import PEERS, Baseline
 from loadtest.server import Server
 from loadtest.verify import verify
 from qinfer.errors import QInferError
@@ -99,6 +99,11 @@ def prepare(only: str | None) -> None:
 @click.option(
     "--quick", is_flag=True, help="One repeat of a second without warm-up: shows that it works, not more."
 )
+@click.option(
+    "--baseline",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Also another checkout of qinfer, for instance of the last release.",
+)
 @click.option("--results", type=click.Path(path_type=Path), help="Folder for the report.")
 def bench(
     only: str | None,
@@ -110,14 +115,19 @@ def bench(
     http_binary: bool,
     perf_connections: int,
     quick: bool,
+    baseline: Path | None,
     results: Path | None,
 ) -> None:
     """Measure the servers side by side and write a report (JSON, Markdown, PNG)."""
     wires: list[clients.Wire] = ["http-json"]
     wires += ["grpc"] if grpc else []
     wires += ["http-binary"] if http_binary else []
+    peers = _chosen(only)
+    if baseline is not None:
+        PEERS[Baseline.name] = Baseline(baseline)
+        peers.append(Baseline.name)
     plan = side_by_side.Plan(
-        peers=_chosen(only),
+        peers=peers,
         repeats=1 if quick else repeats,
         duration=1.0 if quick else duration,
         warmup=0.0 if quick else 1.0,
@@ -133,7 +143,9 @@ def bench(
         )
     # A quick run proves nothing, so it does not land where results are kept.
     target = results or (_CACHE / "quick" if quick else _RESULTS)
-    written = report.write(result, target, f"{result.started[:10]}-{only or 'side-by-side'}")
+    name = only or "side-by-side"
+    name += "-and-baseline" if baseline else ""
+    written = report.write(result, target, f"{result.started[:10]}-{name}")
     for path in written:
         _console.print(f"wrote {path}")
 

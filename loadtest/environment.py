@@ -39,20 +39,20 @@ def machine() -> Machine:
     )
 
 
-def commit() -> str:
-    """The commit of this checkout, with "+changes" where the working tree differs; "unknown" without git."""
-    revision = _git("rev-parse", "--short=12", "HEAD")
+def commit(checkout: Path = ROOT) -> str:
+    """The commit of a checkout, with "+changes" where the working tree differs; "unknown" without git."""
+    revision = _git(checkout, "rev-parse", "--short=12", "HEAD")
     if not revision:
         return "unknown"
     # The results folder is what this program itself writes.
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!loadtest/results")
+    changed = _git(checkout, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!loadtest/results")
     return f"{revision}+changes" if changed else revision
 
 
-def _git(*arguments: str) -> str:
+def _git(checkout: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30, check=False
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=30, check=False
         )
     except FileNotFoundError:
         return ""

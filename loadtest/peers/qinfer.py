@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loadtest.environment import commit
 from loadtest.mlp import MODEL_NAME, build_mlp, config_pbtxt
 from loadtest.peers.base import Command, OpenInference, Ports
 from qinfer.errors import SetupError
@@ -56,6 +58,32 @@ class QInfer(OpenInference):
             if role is not None:
                 return role
         return "supervisor"
+
+
+class Baseline(QInfer):
+    """qinfer as another checkout of the repository has it, with the packages of this environment.
+
+    Args:
+        checkout: its folder.
+
+    Raises:
+        SetupError: there is no qinfer in it.
+    """
+
+    name = "baseline"
+
+    def __init__(self, checkout: Path) -> None:
+        self._sources = [checkout / part for part in ("src", "gateway", "workers")]
+        missing = [str(source) for source in self._sources if not source.is_dir()]
+        if missing:
+            raise SetupError(f"{checkout} is no checkout of qinfer: {missing[0]} is missing")
+        self.title = f"qinfer at {commit(checkout)}"
+        self.remark = f"The baseline is qinfer at {commit(checkout)}, run in the same way."
+
+    def command(self, cache: Path, folder: Path, ports: Ports) -> Command:
+        path = os.pathsep.join(str(source.resolve()) for source in self._sources)
+        own = super().command(cache, folder, ports)
+        return Command(arguments=own.arguments, environment={**own.environment, "PYTHONPATH": path})
 
 
 def _script() -> Path:
