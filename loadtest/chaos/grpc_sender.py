@@ -22,7 +22,6 @@ _CHANNELS = 4
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 _KEY, _REASON, _RETRY_AFTER = "idempotency-key", "x-qinfer-reason", "retry-after"
