@@ -1,7 +1,7 @@
 """The socket under the NATS connection: one that tells signs of life, and that can always be given up.
 
 nats-py closes a connection in order, which on a link whose other end no longer reads waits for ever; and it
-leaves the sockets of failed attempts behind. This transport drops both at once.
+leaves the sockets of failed attempts to the garbage collector. This transport drops both at once.
 """
 
 from __future__ import annotations
