@@ -47,7 +47,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--seed", type=int, help="Of faults, requests and payloads; a random one unless given.")
-@click.option("--minutes", type=click.FloatRange(0.2, 600), default=3.0, show_default=True)
+@click.option("--minutes", type=click.FloatRange(0.2, 60), default=3.0, show_default=True)
 @click.option(
     "--report", "target", type=click.Path(path_type=Path), help="Markdown file; JSON goes beside it."
 )

@@ -142,7 +142,7 @@ class Run:
 
     async def run(self) -> Result:
         """Raises Unavailable or SetupError when the system does not even start."""
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+        started, machine = datetime.now(UTC).isoformat(timespec="seconds"), environment.machine()
         async with self._system:
             self._progress(f"the system runs in {self._folder}")
             try:
@@ -162,7 +162,7 @@ class Run:
             seconds=self._plan.seconds,
             started=started,
             commit=environment.commit(),
-            machine=environment.machine(),
+            machine=machine,
         )
 
     async def _start_clients(self) -> None:
