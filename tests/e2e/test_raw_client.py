@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import msgspec
 import nats
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from qinfer.message import Request
 from qinfer.naming import Names
 from tests.helpers import http
 from tests.helpers.http import floats, infer
