@@ -130,6 +130,22 @@ async def test_a_version_that_is_removed_answers_until_it_is_not_found(
         assert set(old.numbers[gone + 2 * 8 :]) == {-1}, "but for what was on its way"
 
 
+async def test_a_worker_that_stops_while_it_changes_versions_loses_nothing(
+    nats_url: str, namespace: str, tmp_path: Path
+) -> None:
+    """A frame that it lost would come back after the ack wait, which is longer than anybody here waits."""
+    root = write_model(tmp_path, version=1, number=10)
+    async with serving_model(nats_url, namespace, root, workers=2) as running:
+        async with load_of(running) as load:
+            await load.more()
+            write_model(root, version=2, number=20)
+            await eventually(lambda: 20 in load.numbers or load.wrong, "the new version answers")
+            await running.workers[0].drain()
+            await load.until(20)
+            await load.more()
+        load.check()
+
+
 async def test_the_newest_version_is_taken_back(nats_url: str, namespace: str, tmp_path: Path) -> None:
     root = write_model(tmp_path, version=1, number=10)
     write_model(root, version=2, number=20)
@@ -182,7 +198,7 @@ async def test_a_model_that_leaves_the_repository_is_not_found(
     nats_url: str, namespace: str, tmp_path: Path
 ) -> None:
     root = write_model(tmp_path / "models", number=10)
-    async with serving_model(nats_url, namespace, root, workers=2) as running:
+    async with serving_model(nats_url, namespace, root) as running:
         async with load_of(running, allowed=not_found) as load:
             await load.more()
             (root / MODEL).rename(tmp_path / "gone")

@@ -7,6 +7,7 @@ until it is empty: gateways that have not heard yet lose nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -54,6 +55,9 @@ class Leaving:
         self._timeout = timeout
         self._serves = serves
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hurry = asyncio.Event()
+        self._changed = asyncio.Event()
+        directory.on_change(self._changed.set)
         self.versions: dict[ServedVersion, str] = {}
         """What is still loaded, to the name of its model."""
         self.services: set[ModelService] = set()
@@ -92,7 +96,10 @@ class Leaving:
             self._spawn(self._forget_later(model, versions), f"forgetting {model}")
 
     async def close(self) -> None:
-        """Stop. What is not finished has to be ended by the caller."""
+        """End everything now: others serve what is queued."""
+        self._hurry.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._timeout + CLOSE_TIMEOUT)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -115,23 +122,24 @@ class Leaving:
     async def _until_quiet(self, model: str, versions: Sequence[str]) -> None:
         """Wait until everybody has heard, and what they sent before that is answered."""
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(_GRACE)
+        await self._pause(self._hurry, _GRACE)
         give_up = loop.time() + self._timeout
         for version in versions:
-            while loop.time() < give_up and not self._served(model, version):
+            while not (self._hurry.is_set() or loop.time() > give_up or self._served(model, version)):
                 try:
                     if not await self._bus.queued(model, version):
                         break
                 except BusUnavailable as error:
                     logger.warning("model %s: what is queued for it is not known: %s", model, error)
-                await asyncio.sleep(_LOOK)
+                await self._pause(self._hurry, _LOOK)
 
     async def _forget_later(self, model: str, versions: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + WORKER_LIFETIME
         left = list(versions)
-        while left and loop.time() < give_up:
-            await asyncio.sleep(_LOOK)
+        while left and loop.time() < give_up and not self._hurry.is_set():
+            self._changed.clear()
+            await self._pause(self._changed, _LOOK)
             left = [version for version in left if not self._serves(model, version)]
             alone = self.unshared(model, left)
             try:
@@ -149,6 +157,10 @@ class Leaving:
             gc.unfreeze()
             gc.collect()
             gc.freeze()
+
+    async def _pause(self, event: asyncio.Event, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), seconds)
 
     def _served(self, model: str, version: str) -> bool:
         others = self._directory.served_by_others(model, version, self._worker)

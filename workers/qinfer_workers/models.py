@@ -226,9 +226,8 @@ class Models:
 
     async def drain(self, timeout: float) -> None:
         """Take nothing more, finish what is held, give back what does not finish, free all instances."""
-        await self._leaving.close()
-        services = {*self.services.values(), *self._leaving.services}
-        await asyncio.gather(*(service.drain(timeout) for service in services))
+        serving = self.services.values()
+        await asyncio.gather(self._leaving.close(), *(service.drain(timeout) for service in serving))
 
     async def close(self) -> None:
         """Free all instances."""
