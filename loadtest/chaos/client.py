@@ -64,6 +64,7 @@ class Client:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
+        self._grace = GRACE[settings.way]
         self._extra: set[asyncio.Task[None]] = set()
         self._next = (list(Way).index(settings.way) + 1) << 40
         self._random = Random(f"{settings.seed} {settings.way}")
@@ -147,7 +148,7 @@ class Client:
         sent = self._loop.time()
         pause = _FIRST_PAUSE
         try:
-            async with asyncio.timeout_at(ask.deadline + GRACE):
+            async with asyncio.timeout_at(ask.deadline + self._grace):
                 while True:
                     ask.sends += 1
                     try:
@@ -159,7 +160,7 @@ class Client:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
         except TimeoutError:
-            detail = f"no outcome {GRACE:.0f} s after its deadline"
+            detail = f"no outcome {self._grace:.0f} s after its deadline"
             return self._record(ask, sent, Outcome.LOST, detail=detail)
 
     def _again(self, ask: Ask, refusal: Refusal) -> bool:

@@ -12,7 +12,7 @@ import tritonclient.grpc.aio as triton  # type: ignore[import-untyped]
 from tritonclient.utils import InferenceServerException  # type: ignore[import-untyped]
 
 from loadtest.chaos.asks import Answer, Ask, Refusal, Sender, Settings, broken
-from loadtest.chaos.faults import CONNECTION
+from loadtest.chaos.faults import CONNECTION, Way
 from loadtest.chaos.models import Integers
 from loadtest.chaos.proxy import HOST
 from loadtest.chaos.records import GRACE
@@ -52,7 +52,7 @@ class GrpcSender(Sender):
                 request_id=str(ask.id),
                 timeout=max(1, int(budget * 1e6)),
                 # The server is to say that the deadline has passed, and not the client's library.
-                client_timeout=budget + 2 * GRACE,
+                client_timeout=budget + 2 * GRACE[Way.GRPC],
                 headers={_KEY: ask.key} if ask.key else None,
             )
         except InferenceServerException as error:

@@ -130,7 +130,7 @@ def test_the_page_tells_the_numbers_that_the_clients_use() -> None:
         f"{sum(LANES.values())} requests in flight at most",
         f"a deadline of {shortest:.0f} to {longest:.0f} seconds",
         f"one in {1 / client._HURRIED_SHARE:.0f} has one of {quick * 1000:.0f} to {slow * 1000:.0f} ms",
-        f"nothing within {GRACE:.0f} seconds after its deadline",
+        f"nothing within {GRACE[Way.HTTP]:.0f} seconds after its deadline; {GRACE[Way.NATS]:.0f} on NATS",
         f"one takes {models.SLOW_SECONDS * 1000:.0f} ms a batch",
     ):
         assert text in page
