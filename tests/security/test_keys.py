@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from click.testing import CliRunner, Result
 
 from qinfer.cli.app import app
@@ -21,7 +20,9 @@ from qinfer.message import Request
 from qinfer_gateway.auth.access import Access
 from qinfer_gateway.auth.limiter import RateLimit
 from qinfer_gateway.auth.principal import ANONYMOUS, Principal
-from tests.docs.pages import blocks, read
+from qinfer_gateway.http.limits import MIN_RATE, ConnectionLimits
+from qinfer_gateway.options import GatewayOptions
+from tests.docs.pages import blocks, read, section
 
 SHA = "ab" * 32
 
@@ -287,7 +288,27 @@ def test_a_link_stays_one(file: Path, tmp_path: Path) -> None:
     assert len(read_keys(real)) == 2
 
 
-def test_the_documented_file_is_yaml() -> None:
-    (text,) = blocks(read("docs/security.md"), "yaml")
-    document: Any = yaml.safe_load(text)
-    assert {entry["name"] for entry in document["keys"]} == {"ci", "operator"}
+def test_the_documented_commands_work(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks(read("docs/security.md"), "sh") if "qinfer keys" in block]
+    typed = [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("qinfer keys")]
+    assert len(typed) == 4
+    for arguments in typed:
+        environment = {"QINFER_KEYS_FILE": str(tmp_path / "keys.yaml")}
+        result = CliRunner().invoke(app, arguments, env=environment)
+        assert result.exit_code == 0, result.output
+    assert [entry.name for entry in read_keys(tmp_path / "keys.yaml")] == ["operator"]
+
+
+def test_the_documented_limits_are_those_of_the_code() -> None:
+    table = section(read("docs/security.md"), "Threats")
+    limits = ConnectionLimits()
+    for option, value in (
+        ("--max-connections", f"{limits.connections}"),
+        ("--receive-timeout", f"{limits.receive:g} s"),
+        ("--idle-timeout", f"{limits.idle:g} s"),
+    ):
+        assert f"| `{option}` | {value} |" in table
+    assert MIN_RATE == 1024  # "a second more for each KiB"
+    options = GatewayOptions(nats="")
+    told = (options.max_connections, options.receive_timeout, options.idle_timeout)
+    assert told == (limits.connections, limits.receive, limits.idle)
