@@ -237,10 +237,7 @@ async def test_what_was_asked_before_an_unload_is_answered(
     nats_url: str, namespace: str, tmp_path: Path
 ) -> None:
     """Even if it has not begun: the queue is served to its end."""
-    root = write_model(tmp_path, source=_SLOW)
-    (root / MODEL / "config.pbtxt").write_text(
-        (root / MODEL / "config.pbtxt").read_text().replace("max_batch_size: 16", "max_batch_size: 1")
-    )
+    root = write_slow_model(tmp_path)
     async with serving_model(nats_url, namespace, root, MODEL, **EXPLICIT) as running:
         asked = [asyncio.create_task(infer(running)) for _ in range(20)]
         await eventually(lambda: running.in_flight == 20)
@@ -248,6 +245,30 @@ async def test_what_was_asked_before_an_unload_is_answered(
         assert running.in_flight > 10, "they were to be in the queue still"
         answers = await asyncio.gather(*asked)
         assert [answer.status for answer in answers] == [200] * 20
+
+
+async def test_what_was_asked_of_a_version_that_is_gone_is_answered(
+    nats_url: str, namespace: str, tmp_path: Path
+) -> None:
+    root = write_slow_model(tmp_path, ALL)
+    write_model(root, version=2, number=20)
+    async with serving_model(nats_url, namespace, root) as running:
+        asked = [asyncio.create_task(infer(running, version="1")) for _ in range(20)]
+        await eventually(lambda: running.in_flight == 20)
+        shutil.rmtree(root / MODEL / "1")
+        await eventually(lambda: list(running.front.catalog.directory.models[MODEL]) == ["2"], "it is gone")
+        assert running.in_flight > 10, "they were to be in the queue still"
+        answers = await asyncio.gather(*asked)
+        assert [answer.status for answer in answers] == [200] * 20
+        assert (await infer(running, version="1")).status == 404
+
+
+def write_slow_model(root: Path, policy: str = "") -> Path:
+    """A model that takes its time for each request."""
+    write_model(root, source=_SLOW, policy=policy)
+    config = root / MODEL / "config.pbtxt"
+    config.write_text(config.read_text().replace("max_batch_size: 16", "max_batch_size: 1"))
+    return root
 
 
 _SLOW = """
