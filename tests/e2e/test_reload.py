@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -421,6 +422,54 @@ _CONFIG = """{
     "input": [{"name": "x", "data_type": "TYPE_INT64", "dims": [1]}],
     "output": [{"name": "y", "data_type": "TYPE_INT64", "dims": [2]}]
 }"""
+
+
+# From a shell
+
+
+async def command(*arguments: str, nats: str = "") -> tuple[int, str, str]:
+    """Run `qinfer models`; its status, output, and what it says."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "qinfer", "models", *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **{key: value for key, value in os.environ.items() if key != "QINFER_NATS"},
+            "QINFER_NATS": nats,
+        },
+    )
+    async with asyncio.timeout(60):
+        out, said = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), said.decode()
+
+
+@pytest.mark.parametrize("way", ["gateway", "broker"])
+async def test_the_command_line(nats_url: str, namespace: str, tmp_path: Path, way: str) -> None:
+    root = write_model(tmp_path / "models", number=10)
+    override = tmp_path / "config.json"
+    override.write_text(_CONFIG)
+    async with serving_model(nats_url, namespace, root, **EXPLICIT) as running:
+        there = [f"--url=http://127.0.0.1:{running.port}"]
+        nats = ""
+        if way == "broker":
+            there, nats = [f"--namespace={namespace}"], nats_url
+        assert (await command("load", MODEL, f"--config={override}", *there, nats=nats))[0] == 0
+        assert (await _config(running))["max_batch_size"] == 2
+        status, out, _ = await command("index", "--json", *there, nats=nats)
+        assert (status, json.loads(out)) == (
+            0,
+            [{"name": MODEL, "version": "1", "state": "READY", "reason": ""}],
+        )
+        assert (await command("unload", MODEL, *there, nats=nats))[0] == 0
+        assert (await infer(running)).status == 404
+        status, _, said = await command("load", "nobody", *there, nats=nats)
+        assert (status, "nobody" in said) == (1, True)
+        _, out, _ = await command("index", *there, nats=nats)
+        assert MODEL in out
+        assert "unloading" in out or "not loaded" in out
+        assert (await command("index", "--ready", "--json", *there, nats=nats))[1].strip() == "[]"
 
 
 # Processes
