@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qinfer import message, registry
+from qinfer import control, message, registry
 from qinfer.bus import QueueSpec, connect
 from qinfer.bus.nats import confirmations
 from qinfer.bus.nats.bus import NatsBus
@@ -66,6 +66,10 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
         ("Model record", registry.ModelRecord),
         ("Tensor record", registry.TensorRecord),
         ("Worker record", registry.WorkerRecord),
+        ("Change question", control.ChangeQuestion),
+        ("Change answer", control.ChangeAnswer),
+        ("Index answer", control.IndexAnswer),
+        ("Model state", control.ModelState),
     ],
 )
 def test_fields_are_those_of_the_code(title: str, struct: type[msgspec.Struct]) -> None:
@@ -116,6 +120,8 @@ def test_names_are_those_of_the_code() -> None:
     (plain, escaped) = re.findall(r"`([^`]+)` is `([^`]+)`", section("Subjects, streams and consumers"))[0]
     assert escape(plain) == escaped
     assert names.control(registry.STATISTICS) in section("Statistics").replace("\n", " ")
+    topics = set(re.findall(r"`(repository-[a-z]+)`", section("Loading and unloading")))
+    assert topics == {control.INDEX, control.CHANGE}
 
 
 def test_numbers_are_those_of_the_code() -> None:
