@@ -30,6 +30,13 @@ ALONE = Attempt("worker-0", 2)
 
 async def deliver_once(stage: Stage, *requests: Request, spec: QueueSpec = PATIENT) -> MemoryDelivery:
     """A worker takes the frame of these requests and dies: it is given back unanswered."""
+    delivery = await take_once(stage, *requests, spec=spec)
+    delivery.nak()
+    return delivery
+
+
+async def take_once(stage: Stage, *requests: Request, spec: QueueSpec = PATIENT) -> MemoryDelivery:
+    """A worker takes the frame of these requests."""
     await stage.worker.declare("stub", spec)
     inbox = Mailbox()
     consumer = await stage.worker.consume("stub", "", inbox)
@@ -37,7 +44,6 @@ async def deliver_once(stage: Stage, *requests: Request, spec: QueueSpec = PATIE
     stage.send(*requests)
     (delivery,) = await inbox.take()
     await consumer.close()
-    delivery.nak()
     assert isinstance(delivery, MemoryDelivery)
     return delivery
 
@@ -211,6 +217,69 @@ async def test_what_expired_meanwhile_is_not_run(stage: Stage) -> None:
         1: "deadline_exceeded",
         2: "",
     }
+
+
+async def test_what_waits_for_the_instances_has_not_run(stage: Stage, gate: threading.Event) -> None:
+    delivery = await take_once(stage, request_of(1))
+    service = await stage.serve(held_by(gate))
+    stage.send(request_of(2))
+    await eventually(lambda: stage.stubs["1"].executed == [[2]])
+    delivery.nak()
+    await eventually(lambda: service.versions["1"].batches._held)
+    assert await recorded(stage, delivery) is None, "if the worker died now, it would not be of this one"
+    gate.set()
+    assert set(await stage.responses(2)) == {1, 2}
+    assert stage.stubs["1"].executed == [[2], [1]]
+
+
+async def test_what_expires_while_it_waits_for_the_instances_is_not_run(
+    stage: Stage, gate: threading.Event
+) -> None:
+    now = time.time_ns() // 1000
+    delivery = await take_once(stage, request_of(1, deadline_us=now + 50_000))
+    service = await stage.serve(held_by(gate))
+    stage.send(request_of(2))
+    await eventually(lambda: stage.stubs["1"].executed == [[2]])
+    delivery.nak()
+    await eventually(lambda: service.versions["1"].batches._held)
+    await eventually(lambda: all(member.is_cancelled() for member in service._isolation.members()))
+    gate.set()
+    got = await stage.responses(2)
+    assert {number: reason_of(response) for number, response in got.items()} == {
+        1: "deadline_exceeded",
+        2: "",
+    }
+    assert stage.stubs["1"].executed == [[2]]
+
+
+async def test_an_instance_that_hangs_is_waited_for_no_longer_than_somebody_waits(
+    stage: Stage, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer_workers.service._HOLD_TIMEOUT", 0.01)
+    now = time.time_ns() // 1000
+    delivery = await take_once(stage, request_of(1, deadline_us=now + 50_000))
+    service = await stage.serve(held_by(gate))
+    stage.send(request_of(2))
+    await eventually(lambda: stage.stubs["1"].executed == [[2]])
+    delivery.nak()
+    assert reason_of((await stage.responses(1))[1]) == "deadline_exceeded"
+    await eventually(lambda: not service._isolation._turn.locked())
+    gate.set()
+    await stage.responses(1)
+
+
+async def test_a_redelivered_request_that_hangs_does_not_hold_up_the_others(
+    stage: Stage, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer_workers.service._HOLD_TIMEOUT", 0.01)
+    now = time.time_ns() // 1000
+    await deliver_once(stage, request_of(1, deadline_us=now + 50_000))
+    service = await stage.serve(held_by(gate))
+    await eventually(lambda: stage.stubs["1"].executed == [[1]])
+    await eventually(lambda: not service._isolation._turn.locked())
+    assert stage.queued == 1, "it has not ended"
+    gate.set()
+    await eventually(lambda: stage.queued == 0)
 
 
 # Cancelled requests

@@ -131,10 +131,11 @@ class Batcher:
         self.waiting -= len(dropped)
         return dropped
 
-    async def hold(self, timeout: float) -> None:
+    async def hold(self, timeout: float, wanted: Callable[[], bool]) -> None:
         """Submit no further batches until `release`; returns when all instances are idle.
 
-        After `timeout` seconds one has to do: an instance that hangs must not stop the others for ever.
+        After `timeout` seconds one has to do: an instance that hangs must not stop the others for ever. Where
+        none is, it is waited for as long as what it is wanted for is `wanted`.
         """
         self._held = True
         give_up = self._loop.time() + timeout
@@ -144,7 +145,7 @@ class Batcher:
                 async with asyncio.timeout_at(give_up):
                     await self._finished.wait()
             except TimeoutError:
-                if any(instance.idle for instance in self._instances):
+                if any(instance.idle for instance in self._instances) or not wanted():
                     return
                 give_up = self._loop.time() + timeout
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import time_ns
 from typing import TYPE_CHECKING
@@ -77,7 +78,8 @@ class Isolation:
         max_deliver: deliveries after which a request is given up.
         batch_rows: rows of a full batch.
         turn: held while suspects run; shared by all models of a worker.
-        run: runs members as one batch and returns when they are answered.
+        alone: nothing else runs on the model's instances within, or nobody waits for the members any more.
+        run: runs members as one batch, within `alone`, and returns when they are answered.
         give_up: answers a member with an error.
         answered: ends a member that an earlier delivery answered.
         wanted: whether a member is still to be run; answers or drops it where not.
@@ -93,6 +95,7 @@ class Isolation:
         max_deliver: int,
         batch_rows: int,
         turn: asyncio.Lock,
+        alone: Callable[[Collection[Member]], AbstractAsyncContextManager[None]],
         run: Callable[[ServedVersion, Sequence[Member]], Awaitable[None]],
         give_up: Callable[[ServedVersion, Member, QInferError], None],
         answered: Callable[[ServedVersion, Member], None],
@@ -105,6 +108,7 @@ class Isolation:
         self._max_deliver = max_deliver
         self._rows = max(1, batch_rows // _SHARE)
         self._turn = turn
+        self._alone = alone
         self._run = run
         self._give_up = give_up
         self._answered = answered
@@ -169,17 +173,24 @@ class Isolation:
                 self._answered(case.served, member)
             elif self._hopeless(case.runs[place]):
                 await self._bury(case, place, member)
-        while group := self._next_group(case):
-            await self._note(case, group)
-            self._running = case, group
-            await self._run(case.served, [case.members[place] for place in group])
-            self._running = None
-            for place in group:
-                del case.members[place]
-                if not case.held.unsent:
-                    case.runs[place] = []  # recorded with the next run
+        while case.members:
+            # What kills the worker before its instances are idle has run, and this has not: no record yet.
+            async with self._alone(case.members.values()):
+                group = self._next_group(case)
+                if group:
+                    await self._run_group(case, group)
         if case.recorded:
             await self._bus.delete(self._bus.names.suspects_bucket, self._record_key(case))
+
+    async def _run_group(self, case: Case, group: Sequence[int]) -> None:
+        await self._note(case, group)
+        self._running = case, group
+        await self._run(case.served, [case.members[place] for place in group])
+        self._running = None
+        for place in group:
+            del case.members[place]
+            if not case.held.unsent:
+                case.runs[place] = []  # recorded with the next run
 
     def _hopeless(self, runs: Sequence[Attempt]) -> bool:
         last = runs[-1]

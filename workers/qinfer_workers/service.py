@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter_ns
 
 from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
 from qinfer.claims import Claims
-from qinfer.errors import (
-    ModelNotFound,
-    QInferError,
-)
-from qinfer.message import (
-    Request,
-    RequestFrame,
-    decode_cancel_frame,
-    decode_request_frame,
-)
+from qinfer.errors import ModelNotFound, QInferError
+from qinfer.message import Request, RequestFrame, decode_cancel_frame, decode_request_frame
 from qinfer.naming import check_reply
 from qinfer_workers.answers import Answers
 from qinfer_workers.backlog import Backlog
@@ -122,6 +115,7 @@ class ModelService:
             max_deliver=max_deliver,
             batch_rows=max(served.config.max_batch_size for served in versions),
             turn=turn or asyncio.Lock(),
+            alone=self._alone,
             run=self._run_alone,
             give_up=self._settlement.give_up,
             answered=self._settlement.pass_over,
@@ -345,20 +339,37 @@ class ModelService:
 
     # Redelivered requests (see `isolation`)
 
-    async def _run_alone(self, served: ServedVersion, members: Sequence[Member]) -> None:
+    @asynccontextmanager
+    async def _alone(self, members: Collection[Member]) -> AsyncIterator[None]:
+        """Nothing runs on the model's instances within, or nobody waits for the members any more."""
+
+        def wanted() -> bool:
+            return not all(member.is_cancelled() for member in members)
+
         batchers = [version.batches for version in self._loaded]
         try:
             for batcher in batchers:
-                await batcher.hold(_HOLD_TIMEOUT)
-            if not any(member.frame in self._held for member in members):
-                return  # given back when the version had to leave
-            batch = Batch(members, "isolated", batched=served.config.max_batch_size > 0)
-            done = self._isolated[batch] = asyncio.Event()
-            next(instance for instance in served.instances if instance.idle).submit(batch)
-            await done.wait()
+                await batcher.hold(_HOLD_TIMEOUT, wanted)
+            yield
         finally:
             for batcher in batchers:
                 batcher.release()
+
+    async def _run_alone(self, served: ServedVersion, members: Sequence[Member]) -> None:
+        """Run members on one of the instances, within `_alone`."""
+        if not any(member.frame in self._held for member in members):
+            return  # given back when the version had to leave
+        batch = Batch(members, "isolated", batched=served.config.max_batch_size > 0)
+        done = self._isolated[batch] = asyncio.Event()
+        next(instance for instance in served.instances if instance.idle).submit(batch)
+        while not done.is_set():
+            try:
+                async with asyncio.timeout(_HOLD_TIMEOUT):
+                    await done.wait()
+            except TimeoutError:
+                if batch.is_cancelled():  # an instance that hangs must not hold up all that comes again
+                    logger.warning("model %s: a redelivered request does not end", self.model)
+                    return
 
     # Cancelled requests (see `cancellation`)
 
