@@ -277,7 +277,7 @@ async def test_those_who_lost_the_broker_do_not_all_come_back_in_one_instant(
             bus.on_disconnect(partial(lost, number))
             bus.on_reconnect(partial(back, number))
             await bus.start()
-        waits = [0.9, 0.6, 0.3, 0.0]
+        waits = [1.7, 1.2, 0.7, 0.2]  # more than a second try would take
         monkeypatch.setattr("qinfer.bus.nats.connection.random.uniform", lambda low, _: low + waits.pop(0))
         link.cut()
         link.restore()
