@@ -97,6 +97,11 @@ class Flight:
             self._count_then = 0
             self.drain.stop(now)
 
+    def cut_off(self, now: float) -> None:
+        """The broker is away. That no answers come says nothing about the model, nor is its backlog known."""
+        self.backlog = 0
+        self.drain.stop(now)
+
     def wait(self, now: float) -> float | None:
         """Seconds until a request that is sent now will be answered; None when that is not known."""
         if not self.backlog:

@@ -98,6 +98,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._complained = float("-inf")
+        bus.on_disconnect(self._cut_off)
         bus.on_reply(self._receive)
 
     @property
@@ -291,6 +292,11 @@ class Dispatcher:
         if now - self._complained >= _COMPLAINT_SECONDS:
             self._complained = now
             logger.warning(what, *about)
+
+    def _cut_off(self) -> None:
+        now = monotonic()
+        for flight in self._flights.values():
+            flight.cut_off(now)
 
     def _expire(self, call: Call) -> None:
         if call.interrupted:

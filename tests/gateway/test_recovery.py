@@ -198,6 +198,18 @@ async def test_a_frame_given_up_late_does_not_double_what_was_sent_again(stage: 
     assert stage.stats.resent == 1
 
 
+async def test_what_was_known_of_queues_ends_with_the_connection(stage: LossyStage) -> None:
+    call = stage.call(target())
+    await stage.frames()
+    (flight,) = stage.dispatcher.flights.values()
+    flight.backlog = 7
+    stage.client.cut()
+    assert flight.backlog == 0
+    stage.client.restore()
+    await stage.frames()
+    await answered(stage, call)
+
+
 async def test_calls_wait_no_longer_than_the_patience(buses: tuple[LossyBus, MemoryBus]) -> None:
     stage = LossyStage(*buses, patience=0.05)
     await stage.serve()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qinfer.errors import QueueFull
+from qinfer.errors import QueueFull, WaitTooLong
 from qinfer.message import BatchInfo, ResponseFrame
 from qinfer.proto import ModelConfig
 from qinfer.registry import ModelRecord, TensorRecord
@@ -106,6 +106,19 @@ def test_time_with_nothing_in_flight_is_no_silence() -> None:
     waiting = flight.wait(clock.now)
     assert waiting is not None
     assert waiting > 1.0, "but this is"
+
+
+def test_a_broker_that_is_away_is_no_slow_model() -> None:
+    clock, flight = Clock(), Flight()
+    admission = Admission(max_in_flight=10_000, clock=clock)
+    busy(flight, clock)
+    clock.now += 3.0
+    with pytest.raises(WaitTooLong):
+        admission.check(960, flight, target(), 1, clock.now + 20.0)
+    flight.cut_off(clock.now - 3.0)
+    admission.check(960, flight, target(), 1, clock.now + 20.0)
+    flight.heard(answers(40), BATCH, BATCH, clock.now, latency=1.0)
+    assert flight.wait(clock.now) == pytest.approx(960 / 40), "what it knew of the model before"
 
 
 def test_callers_that_leave_take_their_queue_with_them() -> None:
