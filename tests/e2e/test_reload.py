@@ -83,6 +83,8 @@ async def test_a_new_version_takes_over_without_an_error(
             await load.more()
             write_model(root, version=2, number=20)
             await load.until(20)
+            # Workers look one after the other: now all have.
+            await eventually(lambda: list(running.front.catalog.directory.models[MODEL]) == ["2"])
             await load.more()
         load.check()
         assert set(load.numbers) == {10, 20}
@@ -128,7 +130,7 @@ async def test_a_version_that_is_removed_answers_until_it_is_not_found(
         assert set(newest.numbers) == {20}
         gone = old.numbers.index(-1)
         assert set(old.numbers[:gone]) == {10}
-        assert set(old.numbers[gone + 2 * 8 :]) == {-1}, "but for what was on its way"
+        assert old.numbers[gone:].count(10) <= 2 * 4, "what was on its way, one request a client"
 
 
 async def test_a_worker_that_stops_while_it_changes_versions_loses_nothing(

@@ -207,12 +207,8 @@ class ModelService:
         served.batches.drain()
         if not await self._held.without(served, timeout):
             held = self._held.of(served)
-            logger.warning(
-                "model %s version %s: %d frames given back to the queue",
-                self.model,
-                served.version,
-                len(held),
-            )
+            what = f"model {self.model} version {served.version}"
+            logger.warning("%s: %d frames given back to the queue", what, len(held))
             for member in served.batches.close():
                 self._credit.freed(member.rows)
             for frame in held:
