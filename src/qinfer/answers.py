@@ -50,6 +50,22 @@ async def find_kept(bus: Bus, name: str) -> Kept | None:
     return Kept(frame, frame.responses[0], revision)
 
 
-async def keep(bus: Bus, name: str, frame: bytes) -> None:
-    """Keep an encoded frame with one response under a name. Raises `BusUnavailable`."""
+async def keep(bus: Bus, name: str, frame: bytes) -> Kept | None:
+    """Keep an encoded frame with one response under a name, unless an answer is kept there already.
+
+    A request that was run by two workers has two answers: who was told the first must not find the other.
+
+    Returns:
+        What lay there before, and stays; None when it is the frame now.
+
+    Raises:
+        BusUnavailable: the broker does not answer.
+    """
+    try:
+        kept = await find_kept(bus, name)
+    except InternalError:
+        kept = None  # of no use to anybody
+    if kept is not None and kept.final:
+        return kept
     await bus.put(bus.names.answers_bucket, name, frame)
+    return None

@@ -114,8 +114,7 @@ async def test_what_a_worker_holds_of_claims_is_bounded(stage: Stage, gate: thre
     for request in requests:
         stage.send(request)
     await eventually(lambda: service._claims.held_bytes == service._claims.max_bytes)
-    await asyncio.sleep(0)
-    assert stage.stubs["1"].executed == [[1]]
+    await eventually(lambda: stage.stubs["1"].executed == [[1]])
     assert service._claims.held_bytes == service._claims.max_bytes
     gate.set()
     assert set(await stage.responses(5)) == {1, 2, 3, 4, 5}
@@ -360,6 +359,25 @@ async def test_a_try_that_came_to_nothing_is_run_when_its_frame_comes_again(
     got = await stage.responses(1)
     assert (reason_of(got[1]), got[1].attempt) == ("", 2)
     assert stage.stubs["1"].executed == [[1]]
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_an_answer_that_another_worker_has_kept_stays(
+    stage: Stage, gate: threading.Event, same: bool
+) -> None:
+    service = await stage.serve(held_by(gate))
+    stage.send(request_of(1, idempotency=NAME, fingerprint="f"))
+    await eventually(lambda: stage.stubs["1"].executed == [[1]])
+    first = Response(7, 1, None, parameters={"first": True}, fingerprint="f" if same else "g")
+    await keep(stage.client, NAME, encode(ResponseFrame(1, "w", "1", BatchInfo(), [first])))
+    gate.set()
+    got = (await stage.responses(1))[1]
+    assert reason_of(got) == ("" if same else "key_reused")
+    assert got.parameters == ({"first": True} if same else {})
+    kept = await kept_answer(stage)
+    assert (kept.id, kept.parameters) == (7, {"first": True})
+    await eventually(lambda: stage.queued == 0)
+    assert service._credit.held_rows == 0
 
 
 async def test_a_large_answer_that_is_kept_says_so(stage: Stage) -> None:

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from qinfer.answers import keep
+from qinfer.answers import Kept, keep
 from qinfer.bus import Bus
 from qinfer.claims import Claims
-from qinfer.errors import BusUnavailable, PayloadTooLarge, QInferError, QueueFull
-from qinfer.message import KEPT, BatchInfo, Request, Response, WireError
-from qinfer_workers.replies import Replies
+from qinfer.errors import BusUnavailable, KeyReused, PayloadTooLarge, QInferError, QueueFull
+from qinfer.message import KEPT, BatchInfo, Request, Response, WireError, encode
+from qinfer_workers.replies import NO_BATCH, Replies
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,29 @@ class Answers:
         try:
             data = await self._stored(version, info, request, response)
             if request.idempotency:
-                await _persist(lambda: keep(self._bus, request.idempotency, data))
+                kept = await _persist(lambda: keep(self._bus, request.idempotency, data))
+                if kept is not None:
+                    data = self._instead(kept, request, response)
         except QInferError as error:
             logger.warning("an answer could not be stored, and its request is run again: %s", error)
             then(False)
         else:
             then(self._replies.tell(reply_to, data))
+
+    def _instead(self, kept: Kept, request: Request, response: Response) -> bytes:
+        """What is told of a request that another worker has answered, too: what that one has kept."""
+        if response.claim:
+            self._claims.remove(response.claim)
+        if kept.response.fingerprint != request.fingerprint:
+            # Of another request with the same key: senders tell their callers what that means.
+            error = KeyReused("this idempotency key was used before, with another request")
+            return self._replies.encode(
+                kept.frame.model_version,
+                NO_BATCH,
+                Response(request.id, response.attempt, WireError.of(error)),
+            )
+        kept.response.id, kept.response.attempt = request.id, response.attempt
+        return encode(kept.frame)
 
     async def _stored(self, version: str, info: BatchInfo, request: Request, response: Response) -> bytes:
         """The answer as a frame; its data are in the store if they have to be."""
