@@ -125,6 +125,20 @@ def test_only_the_guilty_are_refused(case: tuple[int, set[int]]) -> None:
         assert len(instance.executed) == 1
 
 
+def test_a_half_that_nobody_waits_for_is_not_run_again() -> None:
+    def leave(batch: Any) -> Any:
+        for member in batch.members[2:]:
+            member.cancelled = True
+        raise ValueError("no")
+
+    instance = StubInstance(lambda batch: leave(batch) if len(batch.members) > 2 else double(batch))
+    batch = Members(config_of()).batch(*(request_of(number) for number in range(1, 5)))
+    Executor(config_of(), instance).execute(batch)
+    assert instance.executed == [[1, 2, 3, 4], [1, 2]]
+    assert [member.response.error is None for member in batch.members] == [True, True, False, False]
+    assert error_of(batch.members[3])[0] == "cancelled"
+
+
 def test_one_culprit_of_eight_costs_seven_executions() -> None:
     def run(batch: Any) -> Any:
         if any(member.request.id == 3 for member in batch.members):

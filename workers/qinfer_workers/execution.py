@@ -73,13 +73,14 @@ class Executor:
 
     def _failed(self, batch: Batch, error: BaseException, timing: Timing) -> None:
         if batch.is_cancelled():  # a model that stops because nobody waits any more raises, mostly
-            gone = Cancelled(f"model {self._name!r}: stopped, nobody waits for the answer any more")
-            for member in batch.members:
-                member.response = _failure(member, gone)
+            self._abandon(batch)
             return
         if len(batch.members) > 1:
             for half in batch.halves():
-                self._run(half, timing)
+                if half.is_cancelled():
+                    self._abandon(half)
+                else:
+                    self._run(half, timing)
             return
         if isinstance(error, QInferError):
             failure = error
@@ -87,6 +88,11 @@ class Executor:
             logger.warning("model %s failed", self._name, exc_info=error)
             failure = ModelFailed(f"model {self._name!r}: {_describe(error)}")
         batch.members[0].response = _failure(batch.members[0], failure)
+
+    def _abandon(self, batch: Batch) -> None:
+        gone = Cancelled(f"model {self._name!r}: stopped, nobody waits for the answer any more")
+        for member in batch.members:
+            member.response = _failure(member, gone)
 
     def _split(self, batch: Batch, outputs: Outputs) -> None:
         """Give each member its rows of the batch's outputs."""

@@ -78,7 +78,7 @@ class ModelService:
         self._replies = Replies(bus, worker, model, senders=self._senders, backlog=self._backlog)
         self._cancellations = Cancellations()
         self._cancel_watch: Watcher | None = None
-        self._queued = Backlog()
+        self._queued = Backlog(self._asks_for)
         self._isolated: dict[Batch, asyncio.Event] = {}
         self._credit = Credit(
             max_batch_size=max(served.config.max_batch_size for served in versions),
@@ -261,7 +261,7 @@ class ModelService:
         self._held.add(held)
         count = len(frame.requests)
         self._senders.arrived(frame.reply_to, count, frame.in_flight, now)
-        self._queued.arrived(frame.model_version, count, delivery.pending)
+        self._queued.arrived(frame.model_version, count, delivery.pending, now)
         held.served = self.versions.get(frame.model_version) if frame.model_version else self._latest
         if is_incomplete(frame, delivery):
             self._credit.hold(count)
@@ -284,7 +284,11 @@ class ModelService:
     def _backlog(self) -> int:
         """Requests known to wait, here and at the broker."""
         waiting = sum([served.batches.waiting for served in self._loaded])
-        return waiting + self._queued.requests
+        return waiting + self._queued.requests(self._loop.time())
+
+    def _asks_for(self, version: str) -> bool:
+        consumer = self._consumers.get(version)
+        return consumer is None or consumer.credit > 0
 
     def _admit(self, frame: RequestFrame, held: HeldFrame, settled: Settled = _NOTHING_SETTLED) -> None:
         """Hand each request of a frame to its batcher, or answer it with what is wrong with it."""
