@@ -26,6 +26,7 @@ _MAX_ESCAPED = 180  # a stream is a folder of the broker: prefix, namespace and 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _VERSION = re.compile(r"[0-9]{1,19}")
 _REPLY = re.compile(r"_INBOX\.[A-Za-z0-9_\-=.]{1,200}")
+_STORED = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def escape(name: str) -> str:
@@ -70,6 +71,23 @@ def check_reply(subject: str) -> str:
     if not _REPLY.fullmatch(subject):
         raise InvalidRequest(f"reply subject {subject[:80]!r} is not an inbox; expected _INBOX.<token>")
     return subject
+
+
+def check_stored(name: str) -> str:
+    """Return `name` if it can be that of something stored at the broker: a claim, or a kept answer.
+
+    A frame says itself under which names its tensors and its answer lie, and they become part of a subject.
+    One that is too long for a subject would have the broker end the connection of whoever uses it.
+
+    Raises:
+        InvalidRequest: it cannot.
+    """
+    if not _STORED.fullmatch(name):
+        raise InvalidRequest(
+            f"name {name[:80]!r} of {len(name)} characters, of a claim or a kept answer; expected 1 to 100 "
+            "letters, digits, '_' or '-'"
+        )
+    return name
 
 
 class Names:

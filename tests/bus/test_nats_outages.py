@@ -304,3 +304,15 @@ async def test_a_frame_that_is_never_confirmed_is_given_up_while_the_connection_
     (error,) = await refused.take()
     assert isinstance(error, BusUnavailable)
     assert not lost.items
+
+
+async def test_a_connection_that_the_broker_ends_with_a_complaint_is_made_again(bus: Any) -> None:
+    await bus.declare("m", SPEC)
+    losses, returns = Mailbox(), Mailbox()
+    bus._connection.on_disconnect(lambda: losses("lost"))
+    bus._connection.on_reconnect(lambda: returns("back"))
+    # Too long for a line of the protocol: the broker says so, and closes.
+    bus._connection.publish("a" * 100_000, b"")
+    await eventually(lambda: returns.items and bus._connection.connected)
+    assert losses.items
+    assert await bus.get(bus.names.models_bucket, "none") is None

@@ -107,6 +107,26 @@ async def test_a_claim_that_is_wrong_costs_its_own_request_alone(
     assert service._credit.held_rows == 0
 
 
+@pytest.mark.parametrize("field", ["claim", "idempotency"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "a.b", ">", "a" * 101, "a" * 100_000, "\x00", "a\r\nPUB x 0"]
+)
+async def test_a_name_that_leads_elsewhere_never_gets_to_the_broker(
+    stage: Stage, field: str, name: str
+) -> None:
+    await stage.serve()
+    request = request_of(1)
+    setattr(request, field, name)
+    stage.send(request)
+    (refusal,) = await stage.replies.take()
+    assert refusal.error is not None
+    assert refusal.error.reason == "invalid_request"
+    await eventually(lambda: stage.queued == 0)
+    assert stage.stubs["1"].executed == []
+    stage.send(request_of(2))
+    assert set(await stage.responses(1)) == {2}
+
+
 async def test_what_a_worker_holds_of_claims_is_bounded(stage: Stage, gate: threading.Event) -> None:
     service = await stage.serve(held_by(gate), config=config_of(max_batch_size=1))
     requests = [await claimed(stage, number) for number in range(1, 6)]

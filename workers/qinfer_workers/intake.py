@@ -16,6 +16,7 @@ from qinfer.bus import Bus, Delivery
 from qinfer.claims import Claims
 from qinfer.errors import InternalError, MalformedMessage, NotFound, PayloadTooLarge, QInferError, Unavailable
 from qinfer.message import Request, RequestFrame, encode
+from qinfer.naming import check_reply, check_stored
 from qinfer_workers.batch import HeldFrame, Member
 from qinfer_workers.replies import Replies
 
@@ -139,6 +140,20 @@ class Intake:
         except MalformedMessage as error:
             return error
         return None
+
+
+def check_names(frame: RequestFrame) -> None:
+    """See that a frame can be answered, and what it is about be found.
+
+    Raises:
+        InvalidRequest: a name in it is not what workers would use as part of a subject.
+    """
+    check_reply(frame.reply_to)
+    for request in frame.requests:
+        if request.claim:
+            check_stored(request.claim)
+        if request.idempotency:
+            check_stored(request.idempotency)
 
 
 def is_incomplete(frame: RequestFrame, delivery: Delivery) -> bool:

@@ -18,7 +18,6 @@ from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
 from qinfer.claims import Claims
 from qinfer.errors import ModelNotFound, QInferError
 from qinfer.message import Request, RequestFrame, decode_cancel_frame, decode_request_frame
-from qinfer.naming import check_reply
 from qinfer_workers.answers import Answers
 from qinfer_workers.backlog import Backlog
 from qinfer_workers.batch import Batch, HeldFrame, Member
@@ -28,7 +27,7 @@ from qinfer_workers.clock import BrokerClock, calibrate, follow
 from qinfer_workers.credit import Credit
 from qinfer_workers.held import HeldFrames
 from qinfer_workers.instance import Completion
-from qinfer_workers.intake import Intake, Settled, is_incomplete
+from qinfer_workers.intake import Intake, Settled, check_names, is_incomplete
 from qinfer_workers.isolation import Case, Isolation
 from qinfer_workers.replies import Replies
 from qinfer_workers.senders import Senders
@@ -247,7 +246,7 @@ class ModelService:
         received = perf_counter_ns()
         try:
             frame = decode_request_frame(delivery.payload)
-            check_reply(frame.reply_to)  # else the work would be done for nobody
+            check_names(frame)  # else the work would be done for nobody
         except QInferError as error:
             self._replies.refuse_frame(delivery, error)
             self._credit.top_up()
