@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from qinfer.bus import Bus
-from qinfer.errors import InternalError, QInferError, Retry
+from qinfer.errors import BusUnavailable, InternalError, QInferError, Retry
 from qinfer.message import Response, ResponseFrame, decode_response_frame
+
+_ATTEMPTS = 5  # of workers that keep answers of the same request at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,10 @@ async def find_kept(bus: Bus, name: str) -> Kept | None:
         InternalError: what lies there is no response.
     """
     entry = await bus.get(bus.names.answers_bucket, name)
-    if entry is None:
-        return None
-    data, revision = entry
+    return None if entry is None else _read(*entry)
+
+
+def _read(data: bytes, revision: int) -> Kept:
     try:
         frame = decode_response_frame(data)
     except QInferError as error:
@@ -61,11 +65,15 @@ async def keep(bus: Bus, name: str, frame: bytes) -> Kept | None:
     Raises:
         BusUnavailable: the broker does not answer.
     """
-    try:
-        kept = await find_kept(bus, name)
-    except InternalError:
-        kept = None  # of no use to anybody
-    if kept is not None and kept.final:
-        return kept
-    await bus.put(bus.names.answers_bucket, name, frame)
-    return None
+    bucket = bus.names.answers_bucket
+    for _ in range(_ATTEMPTS):
+        entry = await bus.get(bucket, name)
+        kept = None
+        if entry is not None:
+            with suppress(InternalError):  # of no use to anybody: it is replaced
+                kept = _read(*entry)
+        if kept is not None and kept.final:
+            return kept
+        if await bus.replace(bucket, name, frame, 0 if entry is None else entry[1]):
+            return None
+    raise BusUnavailable("the answer under the idempotency key keeps changing", retry_after=1.0)

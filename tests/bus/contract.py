@@ -316,6 +316,18 @@ class BusContract:
         await again.close()
         assert seen.items in ([], [("a", b"2")])
 
+    async def test_an_entry_is_replaced_by_who_read_it_last(self, bus: Bus, other: Bus) -> None:
+        bucket = bus.names.answers_bucket
+        assert await bus.replace(bucket, "k", b"1", 0)
+        assert not await other.replace(bucket, "k", b"2", 0), "there is one already"
+        entry = await other.get(bucket, "k")
+        assert entry is not None
+        assert await other.replace(bucket, "k", b"3", entry[1])
+        assert not await bus.replace(bucket, "k", b"4", entry[1]), "it was replaced meanwhile"
+        now = await bus.get(bucket, "k")
+        assert now is not None
+        assert now[0] == b"3"
+
     async def test_a_frame_of_a_known_id_is_queued_once(self, bus: Bus, other: Bus) -> None:
         await bus.declare("m", SPEC)
         assert await bus.enqueue("m", "", b"1", message_id="x")

@@ -253,6 +253,14 @@ class Bus(ABC):
         """A registry entry and its revision, a number that grows with each change; None without entry."""
 
     @abstractmethod
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> bool:
+        """Write an entry unless somebody was faster; False then.
+
+        Args:
+            revision: of the entry that was read; 0 when there was none.
+        """
+
+    @abstractmethod
     async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> Watcher:
         """Call `handler(key, value)` for every entry, now and at each change; value None for a removal.
 

@@ -16,7 +16,9 @@ from qinfer.telemetry.statistics import (
     ResponseStatistics,
 )
 
-CloseReason: TypeAlias = Literal["full", "preferred", "window", "deadline", "idle", "alone", "drain", "isolated"]
+CloseReason: TypeAlias = Literal[
+    "full", "preferred", "window", "deadline", "idle", "alone", "drain", "isolated"
+]
 """Why a batch was closed: full; of a preferred size; its window over; its tightest member's time up; an idle
 instance and nothing more queued; all that its gateways have in flight already in it; the worker draining; its
 requests delivered before, and run apart from others."""

@@ -171,6 +171,13 @@ class MemoryBus(Bus):
     async def get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
         return self._connection.buckets.get(bucket, {}).get(key)
 
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> bool:
+        entry = self._connection.buckets.get(bucket, {}).get(key)
+        if (entry[1] if entry is not None else 0) != revision:
+            return False
+        await self.put(bucket, key, value)
+        return True
+
     async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> Watcher:
         watcher = MemoryWatcher(self._connection.watchers.setdefault(bucket, []), handler, key)
         self._watching = [known for known in self._watching if not known.closed]

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 
 import nats.errors
@@ -196,7 +196,7 @@ class NatsBus(Bus):
         subject = f"$JS.API.STREAM.INFO.{self.names.stream(model)}"
         try:
             answer = await self._connection.client.request(subject, timeout=_API_TIMEOUT)
-            return _unix_us(json.loads(answer.data)["ts"])
+            return round(datetime.fromisoformat(json.loads(answer.data)["ts"]).timestamp() * 1e6)
         except (nats.errors.Error, OSError) as error:
             raise unavailable(error) from error
         except (ValueError, KeyError, TypeError) as error:
@@ -286,6 +286,10 @@ class NatsBus(Bus):
     async def get(self, bucket: str, key: str) -> tuple[bytes, int] | None:
         with self._translated():
             return await self._registry.get(bucket, key)
+
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> bool:
+        with self._translated():
+            return await self._registry.replace(bucket, key, value, revision)
 
     async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> NatsWatcher:
         with self._translated():
@@ -393,8 +397,3 @@ class NatsBus(Bus):
         for watcher in list(self._watchers):
             if not watcher.closed:
                 await watcher.refresh()
-
-
-def _unix_us(text: str) -> int:
-    """Microseconds of an RFC 3339 time."""
-    return (datetime.fromisoformat(text) - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)

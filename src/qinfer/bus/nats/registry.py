@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, KeyValueConfig, StorageType
-from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
+from nats.js.errors import APIError, KeyWrongLastSequenceError, NoStreamResponseError, NotFoundError
 from nats.js.kv import KeyValue
 
 from qinfer.bus.base import Watcher, WatchHandler
@@ -48,6 +48,13 @@ class Registry:
                 # A broker that came back without its storage: make the bucket anew.
                 self._buckets.pop(bucket, None)
                 await (await self._bucket(bucket)).put(key, value)
+
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> bool:
+        try:
+            await (await self._bucket(bucket)).update(key, value, last=revision)
+        except KeyWrongLastSequenceError:
+            return False
+        return True
 
     async def delete(self, bucket: str, key: str) -> None:
         with contextlib.suppress(NotFoundError, NoStreamResponseError):
