@@ -217,9 +217,17 @@ class Dispatcher:
         """The broker did not take calls that were published then, or nobody knows."""
         calls = [call for call in calls if call.sent_us == sent_us and call.number in self._calls]
         for call in self._recovery.refused(calls, error):
-            if type(error) is QueueFull:
-                error = self._admission.refused(error, call.flight, call.target)
-            self._fail(call, error)
+            self._fail(call, self._refusal(call, error))
+
+    def _refusal(self, call: Call, error: QInferError) -> QInferError:
+        if not isinstance(error, QueueFull):
+            return error
+        if call.request.attempt:  # "nothing was done" would be a guess
+            return BusUnavailable(
+                f"whether an earlier try is run is not known, and then {error.message}",
+                retry_after=error.retry_after,
+            )
+        return self._admission.refused(error, call.flight, call.target)
 
     # Back
 

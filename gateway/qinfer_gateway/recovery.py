@@ -17,7 +17,7 @@ from functools import partial
 from time import monotonic
 
 from qinfer.bus import Bus
-from qinfer.errors import BusUnavailable, NoWorker, QInferError
+from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
 from qinfer_gateway.call import Call
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,9 @@ class Recovery:
         if isinstance(error, NoWorker) and not call.interrupted:
             # A live worker says that it serves the model: its queue is without a leader, or being made anew.
             return call.request.attempt < _NO_QUEUE_ATTEMPTS and self._repeatable(call)
-        return isinstance(error, BusUnavailable | NoWorker) and self._repeatable(call)
+        if isinstance(error, QueueFull) and not call.request.attempt:
+            return False  # else an earlier try may be in that queue, or its answer on its way
+        return isinstance(error, BusUnavailable | NoWorker | QueueFull) and self._repeatable(call)
 
     def unsent(self, call: Call, error: QInferError) -> bool:
         """The connection does not take a call: whether it waits for it, as one does that was sent before."""

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from qinfer.bus.memory.bus import MemoryBus
-from qinfer.errors import BusUnavailable, NoWorker, QInferError
+from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
 from qinfer.message import decode_request_frame
 from qinfer.naming import Names
 from qinfer_gateway.dispatcher import Dispatcher
@@ -271,6 +271,32 @@ async def test_a_refusal_for_good_reaches_the_caller(stage: LossyStage) -> None:
     short = stage.call(target(), timeout=0.05)
     await eventually(lambda: short.reason, "no time for another try")
     assert short.reason == "no_worker"
+
+
+async def test_a_full_queue_is_no_end_for_who_may_be_in_it(stage: LossyStage) -> None:
+    call = stage.call(target())
+    await stage.frames()
+    stage.client.refusals = [QueueFull("full", retry_after=1.0)] * 2
+    stage.client.cut()
+    stage.client.restore()
+    await eventually(lambda: not stage.client.refusals, "it was sent again, and refused")
+    await settled()
+    assert not call.reason
+    await answered(stage, call)
+
+
+async def test_a_full_queue_says_nothing_of_earlier_tries(stage: LossyStage) -> None:
+    call = stage.call(target(), timeout=0.5)
+    await stage.frames()
+    stage.client.refusals = [QueueFull("full", retry_after=1.0)] * 10
+    stage.client.cut()
+    stage.client.restore()
+    await eventually(lambda: call.reason, "no time for another try")
+    assert call.reason == "bus_unavailable"
+    stage.client.refusals = [QueueFull("full", retry_after=1.0)]
+    fresh = stage.call(target())
+    await eventually(lambda: fresh.reason, "it is refused")
+    assert fresh.reason == "queue_full"
 
 
 async def test_who_left_meanwhile_is_not_sent_again(stage: LossyStage) -> None:
