@@ -23,6 +23,7 @@ from qinfer.bus.nats import storage
 from qinfer.cli.app import app
 from qinfer.cli.direct import exchange
 from qinfer.deadletter import Attempt, DeadLetter, encode_letter
+from qinfer.embedded import EmbeddedServer
 from qinfer.message import BatchInfo, Request, Response, ResponseFrame, Tensor, encode, reply_address
 
 FP32 = served_models.IDENTITY["FP32"]
@@ -114,6 +115,32 @@ async def test_nothing(shell: Shell) -> None:
         done = await shell.run(command, "7", *(["--yes"] if command == "purge" else []))
         assert done.exit_code == 1
         assert "no dead letter 7" in done.output
+
+
+async def test_the_broker_of_serve_is_found_by_its_folder(tmp_path: Path) -> None:
+    async with EmbeddedServer(store_dir=tmp_path) as server:
+        bus = connect(server.url, namespace="default")
+        await bus.start()
+        await bury(bus, letter())
+        await bus.close()
+        found = Shell("nats://127.0.0.1:1", "default")  # what is typed beats the environment
+        assert [row["request_id"] for row in await found.told("list", "--store-dir", str(tmp_path))] == [
+            "request 7"
+        ]
+        environment = {"QINFER_NATS": None, "QINFER_STORE_DIR": str(tmp_path)}
+        done = await asyncio.to_thread(CliRunner().invoke, app, ["dlq", "list"], env=environment)
+        assert "request 7" in done.output, done.output
+    done = await found.run("list", "--store-dir", str(tmp_path))
+    assert done.exit_code == 2
+    assert "no broker runs in store directory" in done.output
+
+
+def test_a_broker_has_to_be_named() -> None:
+    environment = {"QINFER_NATS": None, "QINFER_STORE_DIR": None}
+    done = CliRunner().invoke(app, ["dlq", "list"], env=environment)
+    assert done.exit_code == 2
+    assert "'--nats'" in done.output
+    assert "'--store-dir'" in done.output
 
 
 async def test_list(shell: Shell, bus: Bus) -> None:

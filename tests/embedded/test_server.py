@@ -22,7 +22,7 @@ from nats.aio.client import Client
 from nats.js.api import StorageType
 from tests.embedded.processes import DEADLINE, alive, command_line, eventually
 
-from qinfer.embedded import EmbeddedServer
+from qinfer.embedded import EmbeddedServer, running_url
 from qinfer.embedded.server import read_info
 from qinfer.errors import SetupError
 
@@ -65,6 +65,23 @@ async def test_only_the_holder_of_the_password_gets_in() -> None:
         configuration = server.directory / "nats.conf"
         assert stat.S_IMODE(configuration.stat().st_mode) == 0o600
         assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
+
+
+async def test_another_process_of_this_user_finds_a_running_server_by_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="no broker runs in store directory"):
+        running_url(tmp_path)
+    async with EmbeddedServer(store_dir=tmp_path) as server:
+        assert running_url(tmp_path) == server.url
+        async with connected(running_url(tmp_path)) as client:
+            assert client.is_connected
+    with pytest.raises(SetupError, match="no broker runs in store directory"):
+        running_url(tmp_path)
+
+
+def test_a_folder_of_something_else_is_not_taken_for_a_servers(tmp_path: Path) -> None:
+    (tmp_path / "nats.conf").write_text("listen: 0.0.0.0:4222")
+    with pytest.raises(SetupError, match="expected what an embedded broker wrote there"):
+        running_url(tmp_path)
 
 
 async def test_password_is_neither_logged_nor_on_the_command_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,10 +14,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qinfer.cli.broker import broker_option
 from qinfer.cli.infer import in_json
 from qinfer.cli.infer import show as show_answer
 from qinfer.cli.letters import Entry, open_letters
-from qinfer.cli.options import CONTEXT, json_option, namespace_option, nats_option
+from qinfer.cli.options import CONTEXT, json_option, namespace_option
 from qinfer.cli.v2 import Answer
 from qinfer.deadletter import DeadLetter, summary
 from qinfer.errors import NotFound, Poisoned, QInferError
@@ -34,8 +35,9 @@ Examples:
   qinfer dlq show 17
   qinfer dlq replay 17 --timeout 60
   qinfer dlq purge --model mlp
+  qinfer dlq list --store-dir /var/lib/qinfer          of a `qinfer serve` with that folder
 
-All of them talk to the broker, which QINFER_NATS or --nats names.""",
+All of them talk to the broker, which QINFER_NATS, --nats or --store-dir names.""",
 )
 def dlq() -> None:
     """Look at requests that were given up, replay them, or remove them."""
@@ -45,7 +47,7 @@ def dlq() -> None:
 @click.option("--model", default="", help="Only those of this model.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most so many.")
 @click.option("--after", type=click.IntRange(0), default=0, help="Begin behind the one with this id.")
-@nats_option(required=True)
+@broker_option
 @namespace_option
 @json_option
 def list_(model: str, limit: int, after: int, nats: str, namespace: str, as_json: bool) -> None:
@@ -68,7 +70,7 @@ def list_(model: str, limit: int, after: int, nats: str, namespace: str, as_json
 
 @dlq.command(context_settings=CONTEXT)
 @click.argument("number", metavar="ID", type=click.IntRange(1))
-@nats_option(required=True)
+@broker_option
 @namespace_option
 @json_option
 def show(number: int, nats: str, namespace: str, as_json: bool) -> None:
@@ -112,7 +114,7 @@ class Outcome:
     help="Deadline of each in seconds.",
 )
 @click.option("--keep", is_flag=True, help="Keep a letter that is answered.")
-@nats_option(required=True)
+@broker_option
 @namespace_option
 @json_option
 def replay(
@@ -154,7 +156,7 @@ async def _replay(
 @click.option("--model", default="", help="All those of this model.")
 @click.option("--all", "everything", is_flag=True, help="All there are.")
 @click.option("--yes", is_flag=True, help="Do not ask whether that is meant.")
-@nats_option(required=True)
+@broker_option
 @namespace_option
 def purge(
     numbers: tuple[int, ...], model: str, everything: bool, yes: bool, nats: str, namespace: str

@@ -7,6 +7,6 @@ The parts that the command line uses for its other children too are `Child` (res
 from qinfer.embedded.backoff import Backoff
 from qinfer.embedded.binary import find_binary
 from qinfer.embedded.child import Child, ChildExited
-from qinfer.embedded.server import EmbeddedServer
+from qinfer.embedded.server import EmbeddedServer, running_url
 
-__all__ = ["Backoff", "Child", "ChildExited", "EmbeddedServer", "find_binary"]
+__all__ = ["Backoff", "Child", "ChildExited", "EmbeddedServer", "find_binary", "running_url"]

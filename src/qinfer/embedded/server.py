@@ -17,7 +17,7 @@ from qinfer.embedded.backoff import Backoff
 from qinfer.embedded.binary import find_binary
 from qinfer.embedded.child import Child, ChildExited
 from qinfer.embedded.configuration import HOST, MAX_PAYLOAD_LIMIT, USER, Settings, render
-from qinfer.embedded.store import Store
+from qinfer.embedded.store import Store, look
 from qinfer.errors import SetupError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """Where clients connect; holds the password, so it must not be logged or put on a command line."""
-        return f"nats://{USER}:{self._password}@{HOST}:{self.port}"
+        return _url(self._password, self.port)
 
     @property
     def port(self) -> int:
@@ -250,6 +250,40 @@ async def read_info(host: str, port: int, *, timeout: float) -> dict[str, Any] |
     except ValueError:
         return None
     return info if isinstance(info, dict) else None
+
+
+def running_url(directory: Path) -> str:
+    """Where clients connect to the embedded broker of another process of this user.
+
+    Like `EmbeddedServer.url` it holds the password.
+
+    Args:
+        directory: the broker's folder.
+
+    Raises:
+        SetupError: no broker runs with that folder, or this user may not read it.
+    """
+    configuration, ports = look(directory)
+    try:
+        password = str(json.loads(configuration.read_bytes())["authorization"]["password"])
+    except FileNotFoundError:
+        port = None
+    except OSError as error:
+        raise SetupError(f"store directory {directory} cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError):
+        raise SetupError(f"{configuration}: expected what an embedded broker wrote there") from None
+    else:
+        port = _read_ports(ports)
+    if port is None:
+        raise SetupError(
+            f"no broker runs in store directory {directory}; expected the folder of a running `qinfer "
+            "serve`, which its log names"
+        )
+    return _url(password, port)
+
+
+def _url(password: str, port: int) -> str:
+    return f"nats://{USER}:{password}@{HOST}:{port}"
 
 
 def _read_ports(directory: Path) -> int | None:

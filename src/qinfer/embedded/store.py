@@ -13,6 +13,8 @@ from qinfer.errors import SetupError
 
 _TEMPORARY = "qinfer-broker-"
 _LOCK = "lock"
+_CONFIGURATION = "nats.conf"
+_PORTS = "ports"
 _LOG_TAIL = 16 * 1024
 
 
@@ -62,7 +64,7 @@ class Store:
 
     @property
     def configuration(self) -> Path:
-        return self.directory / "nats.conf"
+        return self.directory / _CONFIGURATION
 
     @property
     def log(self) -> Path:
@@ -76,7 +78,7 @@ class Store:
     @property
     def ports(self) -> Path:
         """Folder where the server tells its ports."""
-        return self.directory / "ports"
+        return self.directory / _PORTS
 
     def write_configuration(self, text: str) -> None:
         """Replace the configuration, readable by this user only: it holds the password."""
@@ -116,6 +118,11 @@ class Store:
             self.configuration.unlink(missing_ok=True)
         os.close(self.lock_fd)
         self.lock_fd = -1
+
+
+def look(directory: Path) -> tuple[Path, Path]:
+    """Configuration, and folder of ports, of a store that another process has locked."""
+    return directory / _CONFIGURATION, directory / _PORTS
 
 
 def _lock(directory: Path) -> int:

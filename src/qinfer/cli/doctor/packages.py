@@ -26,6 +26,7 @@ _EXTRAS = {
     "embedded": "lets `qinfer serve` start a broker of its own",
     "kafka": "scores Kafka topics",
     "otlp": "exports traces",
+    "security": "accepts JSON Web Tokens, and NATS users known by an nkey",
 }
 
 
