@@ -129,10 +129,9 @@ class ModelService:
         for version in ("", *self.versions):
             await self._consume(version)
         await calibrate(self._clock, self._bus, self.model)  # before the first frame: there may be a backlog
+        keep_alive = self._held.keep_alive(spec.ack_wait, self._loop.time)
         self._tasks = [
-            asyncio.create_task(
-                self._held.keep_alive(spec.ack_wait, self._loop.time), name=f"keep-alive {self.model}"
-            ),
+            asyncio.create_task(keep_alive, name=f"keep-alive {self.model}"),
             asyncio.create_task(follow(self._clock, self._bus, self.model), name=f"clock {self.model}"),
         ]
         self._isolation.start()
