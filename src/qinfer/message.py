@@ -26,6 +26,12 @@ FINAL = 1
 KEPT = 2
 """Bit of `Response.flags`: the blob of its claim is kept for who asks again, and removed by nobody."""
 
+MAX_ERROR = 8192
+"""Longest message of an error on the wire, in characters; longer ones are cut.
+
+A model may raise whatever it likes, and what is above the broker's `max_payload` would reach nobody.
+"""
+
 if TYPE_CHECKING:
     Buffer: TypeAlias = bytes | memoryview
 else:
@@ -130,8 +136,11 @@ class WireError(msgspec.Struct, array_like=True, gc=False):
 
     @classmethod
     def of(cls, error: QInferError) -> WireError:
+        message = error.message
+        if len(message) > MAX_ERROR:
+            message = f"{message[:MAX_ERROR]}… ({len(message)} characters)"
         # Model code may put anything into a message: half a surrogate pair has no UTF-8.
-        message = error.message.encode(errors="backslashreplace").decode()
+        message = message.encode(errors="backslashreplace").decode()
         return cls(error.reason, message, error.retry_after)
 
     def exception(self) -> QInferError:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from qinfer.datatypes import Array, encode_bytes
 from qinfer.errors import BY_REASON, InvalidRequest, MalformedMessage, ModelFailed
 from qinfer.message import (
+    MAX_ERROR,
     PROTOCOL_VERSION,
     Request,
     RequestFrame,
@@ -126,6 +127,15 @@ def test_errors_keep_their_class(reason: str, message: str, retry_after: float |
 
 def test_an_unknown_reason_is_an_internal_error() -> None:
     assert WireError("from_the_future", "oops").exception().reason == "internal"
+
+
+def test_a_long_error_message_is_cut() -> None:
+    error = WireError.of(ModelFailed("boom " + "x" * 10_000_000))
+    assert error.message.startswith("boom xxx")
+    assert error.message.endswith("x… (10000005 characters)")
+    assert len(error.message) < MAX_ERROR + 30
+    just = "y" * MAX_ERROR
+    assert WireError.of(ModelFailed(just)).message == just
 
 
 def test_an_error_message_that_has_no_utf8_can_be_sent() -> None:

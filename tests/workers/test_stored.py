@@ -107,6 +107,17 @@ async def test_a_claim_that_is_wrong_costs_its_own_request_alone(
     assert service._credit.held_rows == 0
 
 
+async def test_a_claim_makes_no_room(stage: Stage) -> None:
+    service = await stage.serve()
+    request = await claimed(stage, 1)
+    request.claim_bytes = -(1 << 40)
+    stage.send(request)
+    (refusal,) = await stage.replies.take()
+    assert refusal.error is not None
+    assert refusal.error.reason == "invalid_request"
+    assert service._claims.held_bytes == 0
+
+
 @pytest.mark.parametrize("field", ["claim", "idempotency"])
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "a.b", ">", "a" * 101, "a" * 100_000, "\x00", "a\r\nPUB x 0"]

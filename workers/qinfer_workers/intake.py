@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 from qinfer.answers import find_kept
 from qinfer.bus import Bus, Delivery
 from qinfer.claims import Claims
-from qinfer.errors import InternalError, MalformedMessage, NotFound, PayloadTooLarge, QInferError, Unavailable
+from qinfer.errors import (
+    InternalError,
+    InvalidRequest,
+    MalformedMessage,
+    NotFound,
+    PayloadTooLarge,
+    QInferError,
+    Unavailable,
+)
 from qinfer.message import Request, RequestFrame, encode
 from qinfer.naming import check_reply, check_stored
 from qinfer_workers.batch import HeldFrame, Member
@@ -146,12 +154,14 @@ def check_names(frame: RequestFrame) -> None:
     """See that a frame can be answered, and what it is about be found.
 
     Raises:
-        InvalidRequest: a name in it is not what workers would use as part of a subject.
+        InvalidRequest: a name in it is not what workers would use as part of a subject, or a size is negative.
     """
     check_reply(frame.reply_to)
     for request in frame.requests:
         if request.claim:
             check_stored(request.claim)
+        if request.claim_bytes < 0:  # would make room that is not there
+            raise InvalidRequest(f"claim_bytes is {request.claim_bytes}; expected 0 or more")
         if request.idempotency:
             check_stored(request.idempotency)
 
