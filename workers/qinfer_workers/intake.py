@@ -154,7 +154,7 @@ def check_names(frame: RequestFrame) -> None:
     """See that a frame can be answered, and what it is about be found.
 
     Raises:
-        InvalidRequest: a name in it is not what workers would use as part of a subject, or a size is negative.
+        InvalidRequest: a name in it could not be part of a subject, or a size is negative.
     """
     check_reply(frame.reply_to)
     for request in frame.requests:
