@@ -165,7 +165,12 @@ def test_a_server_that_others_can_reach(
         refused = qinfer("models", "--url", url, QINFER_API_KEY="wrong", **trust)
         assert refused.returncode == 1
         assert "not known" in refused.stderr
-        assert qinfer("models", "--url", url, QINFER_API_KEY=key).returncode == 1  # nobody vouches for it
+        doubted = qinfer("models", "--url", url, QINFER_API_KEY=key)  # nobody vouches for it
+        assert doubted.returncode == 1
+        assert "SSL_CERT_FILE" in doubted.stderr
+        plain = qinfer("models", "--url", url.replace("https", "http"), QINFER_API_KEY=key)
+        assert plain.returncode == 1
+        assert "does it expect https://?" in plain.stderr
         context = ssl.create_default_context(cafile=str(authority.ca))
         connection = http.client.HTTPSConnection("127.0.0.1", system.http_port, context=context, timeout=20)
         for headers, status in (({}, 401), ({"Authorization": f"Bearer {key}"}, 200)):

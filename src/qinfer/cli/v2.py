@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -170,6 +171,16 @@ class V2Client:
             raw = response.read()
         except TimeoutError:
             raise DeadlineExceeded(f"{self._url} did not answer within {self._timeout:g} s") from None
+        except ssl.SSLCertVerificationError as error:
+            raise Unavailable(
+                f"the certificate of {self._url} is not trusted: {error.verify_message}; SSL_CERT_FILE can "
+                "name the file of an authority of your own"
+            ) from None
+        except http.client.RemoteDisconnected:
+            hint = "" if self._secure else "; does it expect https://?"
+            raise Unavailable(
+                f"the server at {self._url} closed the connection without an answer{hint}"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"no server answers at {self._url}: {error or type(error).__name__}") from None
         finally:
