@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from qinfer.errors import QueueFull, WaitTooLong
+from qinfer.registry import QUEUE_ROWS
 from qinfer_gateway.drain import DrainRate
 
 if TYPE_CHECKING:
@@ -143,22 +144,23 @@ class Admission:
         if held >= self._max_in_flight:
             message = f"this gateway has {held} requests in flight; its limit is {self._max_in_flight}"
             raise _full(f"{message} (--max-in-flight)", flight, target, self._clock())
-        if flight.rows + rows > self._max_rows:
-            raise self._too_many_rows(flight, target, rows)
+        max_rows = target.max_queue_rows or self._max_rows
+        if flight.rows + rows > max_rows:
+            raise self._too_many_rows(flight, target, rows, max_rows)
         if not flight.backlog:
             return
         if flight.count:
             self._check_wait(flight, target, deadline)
-
         else:
             flight.drain.go_on(self._clock())  # and let it in: it will tell how the model fares now
 
-    def _too_many_rows(self, flight: Flight, target: Target, rows: int) -> QueueFull:
+    def _too_many_rows(self, flight: Flight, target: Target, rows: int, limit: int) -> QueueFull:
+        whose = QUEUE_ROWS if target.max_queue_rows else "--max-queue-rows"
         message = (
             f"model {target.model!r} has {flight.rows} rows in flight at this gateway, the request {rows}; "
-            f"the limit is {self._max_rows} (--max-queue-rows)"
+            f"the limit is {limit} ({whose})"
         )
-        return _full(message, flight, target, self._clock(), excess=flight.rows + rows - self._max_rows)
+        return _full(message, flight, target, self._clock(), excess=flight.rows + rows - limit)
 
     def _check_wait(self, flight: Flight, target: Target, deadline: float) -> None:
         now = self._clock()

@@ -8,7 +8,7 @@ from qinfer.datatypes import DATATYPES
 from qinfer.errors import ModelNotFound, NoWorker
 from qinfer.naming import Names
 from qinfer.proto import ModelConfig
-from qinfer.registry import Directory, ModelRecord
+from qinfer.registry import QUEUE_ROWS, Directory, ModelRecord
 from qinfer.signature import Signature
 
 
@@ -21,6 +21,8 @@ class Target:
         record: the registry record of the version whose signature applies.
         signature: checks requests against the record.
         max_rows: rows a frame may have.
+        max_queue_rows: rows a gateway may have in flight for it by its configuration; 0 for the gateway's own
+            limit.
         max_queue_size: requests that may wait for it by its configuration; 0 for no such limit.
         served: whether a live worker serves it.
         subject: where its requests are published.
@@ -29,8 +31,8 @@ class Target:
     """
 
     __slots__ = (
-        "element", "json_parts", "max_queue_size", "max_rows", "model", "record", "served", "signature",
-        "subject", "wanted_version",
+        "element", "json_parts", "max_queue_rows", "max_queue_size", "max_rows", "model", "record", "served",
+        "signature", "subject", "wanted_version",
     )  # fmt: skip
 
     def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool, subject: str) -> None:
@@ -40,8 +42,9 @@ class Target:
         self.record = record
         self.served = served
         self.max_rows = max(1, record.max_batch_size)
-        batching = ModelConfig.FromString(record.config).dynamic_batching
-        self.max_queue_size = batching.default_queue_policy.max_queue_size
+        config = ModelConfig.FromString(record.config)
+        self.max_queue_size = config.dynamic_batching.default_queue_policy.max_queue_size
+        self.max_queue_rows = int(config.parameters[QUEUE_ROWS].string_value or 0)  # checked by the worker
         elements = {DATATYPES[tensor.datatype].element for tensor in record.inputs}
         self.element = elements.pop() if len(elements) == 1 else None
         self.json_parts: dict[Hashable, bytes] = {}

@@ -21,6 +21,9 @@ from qinfer.naming import WORKER_LIFETIME, escape, is_version, unescape
 HEARTBEAT = 2.0
 """Seconds between two renewals of a worker's record."""
 
+QUEUE_ROWS = "queue.max_rows"
+"""Parameter of a model's configuration: rows that each gateway may have in flight for it."""
+
 STATISTICS = "statistics"
 """Topic of `Bus.ask` on which every worker answers with its statistics."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qinfer.bus import QueueSpec
+from qinfer.registry import QUEUE_ROWS
 from qinfer.repository import ModelConfig
 from qinfer_workers.backends.parameters import complain, integer
 from qinfer_workers.options import WorkerOptions
@@ -13,7 +14,7 @@ ACK_WAIT = "queue.ack_wait_ms"
 MAX_DELIVER = "queue.max_deliver"
 MAX_MESSAGES = "queue.max_messages"
 MAX_BYTES = "queue.max_bytes"
-KEYS = (ACK_WAIT, MAX_DELIVER, MAX_MESSAGES, MAX_BYTES)
+KEYS = (ACK_WAIT, MAX_DELIVER, MAX_MESSAGES, MAX_BYTES, QUEUE_ROWS)
 """Parameters of a model's configuration."""
 
 _SHORTEST_ACK_WAIT_MS = 100
@@ -42,6 +43,7 @@ def queue_spec(config: ModelConfig, options: WorkerOptions) -> QueueSpec:
     if batching is not None and batching.default_queue_policy.max_queue_size:
         size = batching.default_queue_policy.max_queue_size
         spec = replace(spec, max_messages=min(spec.max_messages, size))
+    integer(config, QUEUE_ROWS, 1, minimum=1)  # it is the gateways' business
     ack_wait_ms = integer(config, ACK_WAIT, round(spec.ack_wait * 1000), minimum=_SHORTEST_ACK_WAIT_MS)
     return replace(
         spec,

@@ -58,6 +58,8 @@ class Watched:
             self._use(await asyncio.to_thread(self._read))
         except QInferError as error:
             logger.error("%s changed and is NOT used, what was read before stays: %s", self._what, error)
+        except Exception:  # the next version has to be looked at all the same
+            logger.exception("%s changed and is NOT used, what was read before stays", self._what)
         else:
             logger.info("%s changed and was read again", self._what)
 

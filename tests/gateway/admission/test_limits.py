@@ -7,7 +7,7 @@ import pytest
 from qinfer.errors import QueueFull, WaitTooLong
 from qinfer.message import BatchInfo, ResponseFrame
 from qinfer.proto import ModelConfig
-from qinfer.registry import ModelRecord, TensorRecord
+from qinfer.registry import QUEUE_ROWS, ModelRecord, TensorRecord
 from qinfer_gateway.admission import Admission, Flight
 from qinfer_gateway.catalog import Target
 
@@ -22,10 +22,12 @@ class Clock:
         return self.now
 
 
-def target(max_queue_size: int = 0) -> Target:
+def target(max_queue_size: int = 0, max_queue_rows: int = 0) -> Target:
     tensor = TensorRecord("x", "FP32", (1,))
     config = ModelConfig(name="m")
     config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
+    if max_queue_rows:
+        config.parameters[QUEUE_ROWS].string_value = str(max_queue_rows)
     record = ModelRecord("m", "1", "stub", "stub", BATCH, (tensor,), (tensor,), config.SerializeToString())
     return Target("", record, served=True, subject="stub.m")
 
@@ -149,6 +151,16 @@ def test_limits_of_rows_and_requests_need_no_backlog() -> None:
     assert (error.position, error.estimated_wait) == (None, None), "nothing is known"
     assert error.retry_after is not None
     assert 1.0 <= error.retry_after <= 1.5
+
+
+@pytest.mark.parametrize("own", [0, 10])
+def test_a_model_has_the_last_word_about_its_rows(own: int) -> None:
+    admission = Admission(max_in_flight=3, max_queue_rows=own, clock=Clock())
+    flight = Flight()
+    flight.rows = 15
+    admission.check(2, flight, target(max_queue_rows=20), 5, LATER)
+    with pytest.raises(QueueFull, match=r"the limit is 20 \(queue\.max_rows\)"):
+        admission.check(2, flight, target(max_queue_rows=20), 6, LATER)
 
 
 def test_the_brokers_refusal_is_given_what_is_known() -> None:

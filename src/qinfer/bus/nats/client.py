@@ -6,7 +6,8 @@ Nor does it give up for good because the broker has ended a connection.
 from __future__ import annotations
 
 import nats.errors
-from nats.aio.client import PERMISSIONS_ERR, Client
+from nats.aio.client import Client
+from nats.protocol.parser import PERMISSIONS_ERR
 
 
 class SecureClient(Client):

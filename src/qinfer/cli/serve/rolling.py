@@ -88,7 +88,7 @@ class Rolling:
             try:
                 await new.start()
                 await check()
-            except SetupError as error:
+            except Exception as error:
                 logger.error("%s: its successor cannot take over: %s", old.child.name, error)
                 await new.child.stop(self._stop_timeout)
                 self.between.remove(new)
