@@ -45,8 +45,8 @@ def test_a_queue_policy_limits_messages(size: int, messages: int) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("ack_wait_ms", "99"), ("ack_wait_ms", "soon"), ("max_messages", "0"), ("max_bytes", "-1"), ("max_rows", "0"),
-     ("max_byte", "1")],
+    [("ack_wait_ms", "99"), ("ack_wait_ms", "soon"), ("max_messages", "0"), ("max_bytes", "-1"),
+     ("max_rows", "0"), ("max_byte", "1")],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^f\.pbtxt: parameters\.queue\.{key}: .*expected"):
