@@ -134,7 +134,7 @@ class Models:
     def stats(self) -> list[ModelStats]:
         """Counters of every version, those that finish included; a version that was replaced goes on."""
         found = {
-            (served.recorder.stats.model, served.version): served.recorder.stats for served in self._all()
+            (served.recorder.stats.model, served.version): served.recorder.stats for served in self.versions()
         }
         return list(found.values())
 
@@ -231,7 +231,7 @@ class Models:
 
     async def close(self) -> None:
         """Free all instances."""
-        everything = list(self._all())
+        everything = list(self.versions())
         await asyncio.gather(*(close(served.instances, CLOSE_TIMEOUT) for served in everything))
 
     async def _put(self, entry: ModelEntry, prints: dict[str, str], override: str) -> None:
@@ -357,7 +357,7 @@ class Models:
         if ignored:
             logger.warning("model %s: without effect yet: %s", entry.config.name, ", ".join(ignored))
 
-    def _all(self) -> Iterator[ServedVersion]:
+    def versions(self) -> Iterator[ServedVersion]:
         yield from self._leaving.versions
         for loaded in self._loaded.values():
             for served in loaded.service.versions.values():

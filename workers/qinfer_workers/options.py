@@ -24,6 +24,8 @@ class WorkerOptions:
         metrics_host, metrics_port: address of `/metrics`; port -1 for none.
         drain_timeout: how long batches in hand may take to finish at shutdown.
         ack_wait: after how long without a sign of life the broker gives a request to another worker.
+        hang_timeout: how long an instance may go on with a batch that nobody waits for any more before the
+            worker gives itself up; 0 for as long as it likes.
         max_deliver: deliveries after which a request that kills its workers is given up.
         storage: where the broker keeps queued requests.
         replicas: copies of the queue a NATS cluster keeps.
@@ -42,6 +44,7 @@ class WorkerOptions:
     metrics_port: int = -1
     drain_timeout: float = 30.0
     ack_wait: float = 5.0
+    hang_timeout: float = 120.0
     max_deliver: int = 3
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1

@@ -8,8 +8,10 @@ import logging
 import os
 import socket
 from contextlib import AsyncExitStack
+from typing import Any
 
 from qinfer.bus import connect
+from qinfer.errors import InternalError
 from qinfer.lifecycle import READY, notify, on_hangup, until_stopped
 from qinfer.telemetry.metrics import WorkerCollector, new_registry
 from qinfer.telemetry.server import MetricsServer
@@ -26,6 +28,7 @@ async def serve(options: WorkerOptions) -> None:
 
     Raises:
         BusUnavailable: the broker does not answer.
+        InternalError: an instance hangs; whoever started the process should start it anew.
     """
     bus = connect(options.nats, namespace=options.namespace, name="qinfer-worker")
     async with AsyncExitStack() as stack, until_stopped() as stopped:
@@ -45,5 +48,30 @@ async def serve(options: WorkerOptions) -> None:
         await worker.start()
         gc.freeze()  # models and modules live as long as the process: keep the collector off them
         notify(READY)
-        await stopped.wait()
-        logger.info("worker %s drains", worker.id)
+        try:
+            await _until_stopped(worker, stopped, watched=options.hang_timeout > 0)
+        finally:
+            logger.info("worker %s drains", worker.id)
+
+
+async def _until_stopped(worker: Worker, stopped: asyncio.Event, *, watched: bool) -> None:
+    """Wait until the process is told to stop.
+
+    Raises:
+        InternalError: an instance hangs, if it is `watched` for.
+    """
+    stopping = asyncio.ensure_future(stopped.wait())
+    tasks: set[asyncio.Future[Any]] = {stopping}
+    if watched:
+        tasks.add(asyncio.ensure_future(worker.hung()))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if stopping not in done:
+        (hung,) = done
+        raise InternalError(
+            f"instance {hung.result()} hangs: nobody has waited for its batch for --hang-timeout seconds"
+        )

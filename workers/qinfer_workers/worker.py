@@ -17,6 +17,7 @@ from qinfer_workers.control import Control
 from qinfer_workers.models import Models
 from qinfer_workers.options import WorkerOptions
 from qinfer_workers.service import ModelService
+from qinfer_workers.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class Worker:
         await self._registration.start()
         await self._control.listen()
         logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.services)) or "no model")
+
+    async def hung(self) -> str:
+        """Return the name of an instance that hangs, as soon as there is one."""
+        watchdog = Watchdog(self._models.versions, timeout=self._options.hang_timeout)
+        return await watchdog.hung()
 
     def look(self) -> None:
         """Look at the model repositories again: load what is new or changed, unload what is gone."""

@@ -293,6 +293,14 @@ worker_options = _stack(
         help="Seconds without a sign of life after which a worker's requests go to another.",
     ),
     click.option(
+        "--hang-timeout",
+        type=click.FloatRange(0, 86400),
+        default=120.0,
+        show_default=True,
+        help="Seconds after which an instance hangs whose batch nobody waits for any more: the worker ends, "
+        "to be started anew. 0 for never.",
+    ),
+    click.option(
         "--max-deliver",
         type=click.IntRange(1),
         default=3,

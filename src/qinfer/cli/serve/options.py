@@ -31,7 +31,7 @@ class ServeOptions:
         max_claim_bytes: as for the gateway and the worker.
         max_body_bytes, idempotent_request_ids, request_timeout, max_in_flight,
             max_queue_rows, broker_patience, log_requests: as for the gateway.
-        ack_wait, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
+        ack_wait, hang_timeout, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         lame_duck: how long a gateway that is replaced serves the clients it has.
         drain_timeout: how long each role may take to finish its work at shutdown.
         startup_timeout: how long until the models must be ready.
@@ -64,6 +64,7 @@ class ServeOptions:
     max_queue_rows: int = 0
     broker_patience: float = 10.0
     ack_wait: float = 5.0
+    hang_timeout: float = 120.0
     max_deliver: int = 3
     max_queue_messages: int = 65536
     max_queue_bytes: int = 64 * 1024 * 1024

@@ -50,6 +50,7 @@ def worker(program: Sequence[str], options: ServeOptions, *, metrics_port: int) 
         f"--model-control-mode={options.model_control_mode}",
         f"--repository-poll-secs={options.repository_poll_secs}",
         f"--ack-wait={options.ack_wait}",
+        f"--hang-timeout={options.hang_timeout}",
         f"--max-deliver={options.max_deliver}",
         f"--storage={options.storage}",
         f"--replicas={options.replicas}",
