@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ READY = b"READY=1"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TERMINAL = "/dev/tty"
+_AGAIN = 0.1  # seconds between two cancellations of a task
 
 
 class Stopped(asyncio.Event):
@@ -91,6 +93,21 @@ async def on_hangup(again: Callable[[], object], gone: Callable[[], object]) -> 
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, before)
+
+
+async def cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended, whatever came of them.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11, in client libraries too, swallows a cancellation
+    that comes in the moment in which what it waits for is there
+    (https://github.com/python/cpython/issues/86296).
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def notify(message: bytes) -> None:

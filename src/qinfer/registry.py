@@ -16,6 +16,7 @@ import msgspec
 
 from qinfer.bus import Bus, Watcher
 from qinfer.errors import QInferError
+from qinfer.lifecycle import cancelled
 from qinfer.naming import WORKER_LIFETIME, escape, is_version, unescape
 
 HEARTBEAT = 2.0
@@ -184,8 +185,7 @@ class Registration:
         task, self._task = self._task, None
         if task is None:
             return
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancelled(task)
         if self._bus.connected:
             await self._bus.delete(self._bus.names.workers_bucket, self._worker.id)
 
@@ -289,8 +289,7 @@ class Directory:
     async def close(self) -> None:
         """Stop watching. Idempotent."""
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+            await cancelled(self._sweeper)
             self._sweeper = None
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qinfer.lifecycle import NOTIFY_VARIABLE, READY, notify, until_stopped
+from qinfer.lifecycle import NOTIFY_VARIABLE, READY, cancelled, notify, until_stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -37,7 +37,7 @@ async def test_handlers_come_back_after_an_error() -> None:
 
 PROGRAM = """
 import asyncio
-from qinfer.lifecycle import until_stopped
+from qinfer.lifecycle import until_stopped, cancelled
 
 async def main():
     async with until_stopped() as stopped:
@@ -65,7 +65,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 
 HANGING_UP = """
 import asyncio, fcntl, os, signal, sys, termios
-from qinfer.lifecycle import on_hangup
+from qinfer.lifecycle import on_hangup, cancelled
 
 if "nohup" in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -152,3 +152,33 @@ def test_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(NOTIFY_VARIABLE, f"@qinfer-test-{os.getpid()}")
         notify(READY)
         assert manager.recv(100) == b"READY=1"
+
+
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+                if swallowed == 3:
+                    raise
+
+    task = asyncio.ensure_future(stubborn())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await cancelled(task)
+    assert (task.done(), swallowed) == (True, 3)
+
+
+async def test_what_became_of_cancelled_tasks_does_not_matter() -> None:
+    async def fails() -> None:
+        raise ValueError
+
+    task = asyncio.ensure_future(fails())
+    await cancelled(task, task)
+    await cancelled()
+    assert task.done()

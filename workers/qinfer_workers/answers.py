@@ -16,6 +16,7 @@ from qinfer.answers import Kept, keep
 from qinfer.bus import Bus
 from qinfer.claims import Claims
 from qinfer.errors import BusUnavailable, KeyReused, PayloadTooLarge, QInferError, QueueFull
+from qinfer.lifecycle import cancelled
 from qinfer.message import KEPT, BatchInfo, Request, Response, WireError, encode
 from qinfer_workers.replies import NO_BATCH, Replies
 
@@ -66,9 +67,7 @@ class Answers:
 
     async def close(self) -> None:
         """Give up what is under way. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

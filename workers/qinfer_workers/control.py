@@ -36,6 +36,7 @@ from qinfer.errors import (
     ShuttingDown,
     Unsupported,
 )
+from qinfer.lifecycle import cancelled
 from qinfer.message import WireError
 from qinfer.registry import Directory
 from qinfer.repository import ModelEntry, Problem, Repository
@@ -103,9 +104,7 @@ class Control:
     async def close(self) -> None:
         """Load nothing more. Idempotent."""
         tasks = [*self._operations.values(), *([self._looking] if self._looking is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*tasks)
 
     def look(self) -> None:
         """Look at the repositories soon: load what is new or changed, unload what is gone."""

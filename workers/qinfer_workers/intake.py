@@ -23,6 +23,7 @@ from qinfer.errors import (
     QInferError,
     Unavailable,
 )
+from qinfer.lifecycle import cancelled
 from qinfer.message import Request, RequestFrame, encode
 from qinfer.naming import check_reply, check_stored
 from qinfer_workers.batch import HeldFrame, Member
@@ -74,9 +75,7 @@ class Intake:
 
     async def close(self) -> None:
         """Stop; frames that are not complete have to be given back by their holder. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     async def _complete(self, frame: RequestFrame, held: HeldFrame) -> None:
         settled: dict[int, QInferError | None] = {}

@@ -24,6 +24,7 @@ import msgspec
 from qinfer.bus import Bus
 from qinfer.deadletter import Attempt, DeadLetter, encode_letter
 from qinfer.errors import PayloadTooLarge, Poisoned, QInferError
+from qinfer.lifecycle import cancelled
 from qinfer.message import Request
 from qinfer.naming import escape
 from qinfer.telemetry.w3c import trace_id
@@ -136,8 +137,7 @@ class Isolation:
     async def close(self) -> None:
         """Stop. What waits or runs has to be given back by its holder; its run does not count."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancelled(self._task)
         running, self._running = self._running, None
         if running is not None and self._bus.connected:
             case, group = running

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 
 from qinfer.bus import Bus
 from qinfer.errors import BusUnavailable
+from qinfer.lifecycle import cancelled
 from qinfer.naming import WORKER_LIFETIME
 from qinfer.registry import Directory, forget_models
 from qinfer_workers.loading import close
@@ -100,9 +101,7 @@ class Leaving:
         self._hurry.set()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._timeout + CLOSE_TIMEOUT)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
 
     async def _retire(self, service: ModelService, served: ServedVersion) -> None:
         await service.retire(served, self._timeout)

@@ -12,7 +12,7 @@ from typing import Any
 
 from qinfer.bus import connect
 from qinfer.errors import InternalError
-from qinfer.lifecycle import READY, notify, on_hangup, until_stopped
+from qinfer.lifecycle import READY, cancelled, notify, on_hangup, until_stopped
 from qinfer.telemetry.metrics import WorkerCollector, new_registry
 from qinfer.telemetry.server import MetricsServer
 from qinfer.telemetry.tracing import tracing_from_env
@@ -67,9 +67,7 @@ async def _until_stopped(worker: Worker, stopped: asyncio.Event, *, watched: boo
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*tasks)
     if stopping not in done:
         (hung,) = done
         raise InternalError(

@@ -17,6 +17,7 @@ from time import perf_counter_ns
 from qinfer.bus import Bus, Consumer, Delivery, QueueSpec, Watcher
 from qinfer.claims import Claims
 from qinfer.errors import ModelNotFound, QInferError
+from qinfer.lifecycle import cancelled
 from qinfer.message import Request, RequestFrame, decode_cancel_frame, decode_request_frame
 from qinfer_workers.answers import Answers
 from qinfer_workers.backlog import Backlog
@@ -152,9 +153,7 @@ class ModelService:
         for served in self._loaded:
             served.batches.close()
         self._held.give_back()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
         if self._cancel_watch is not None:
             await self._cancel_watch.close()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qinfer.errors import QInferError
+from qinfer.lifecycle import cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,7 @@ class Watch:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancelled(self._task)
 
     async def _run(self) -> None:
         while True:

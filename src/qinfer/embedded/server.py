@@ -19,6 +19,7 @@ from qinfer.embedded.child import Child, ChildExited
 from qinfer.embedded.configuration import HOST, MAX_PAYLOAD_LIMIT, USER, Settings, render
 from qinfer.embedded.store import Store, look
 from qinfer.errors import SetupError
+from qinfer.lifecycle import cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +149,7 @@ class EmbeddedServer:
         """Stop the server and remove a temporary store. Idempotent; it can be started again."""
         watch, self._watch = self._watch, None
         if watch is not None:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            await cancelled(watch)
         child, self._child = self._child, None
         if child is not None:
             await child.stop(self._stop_timeout)

@@ -47,6 +47,7 @@ from qinfer.bus.nats.storage import Blobs, DeadLetters
 from qinfer.bus.nats.trouble import patiently, unavailable
 from qinfer.bus.security import NatsSecurity
 from qinfer.errors import BusUnavailable, NoWorker, QInferError
+from qinfer.lifecycle import cancelled
 from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,7 @@ class NatsBus(Bus):
             return
         self._closed = True
         if self._restoring is not None:
-            self._restoring.cancel()
-            await asyncio.gather(self._restoring, return_exceptions=True)
+            await cancelled(self._restoring)
         await self._connection.close()
 
     # Requests

@@ -16,6 +16,7 @@ from qinfer.bus.nats.client import SecureClient
 from qinfer.bus.nats.transport import Link, Pulse
 from qinfer.bus.security import NatsSecurity
 from qinfer.errors import BusUnavailable, SetupError
+from qinfer.lifecycle import cancelled
 from qinfer.telemetry.logs import redact
 
 logger = logging.getLogger(__name__)
@@ -162,8 +163,7 @@ class Connection:
         if not self._started or self.client.is_closed:
             return
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+            await cancelled(self._watch)
         if self.client.is_connected:
             try:
                 await self.client.flush(timeout=_CLOSE_TIMEOUT)  # type: ignore[arg-type]
