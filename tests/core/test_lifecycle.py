@@ -37,7 +37,7 @@ async def test_handlers_come_back_after_an_error() -> None:
 
 PROGRAM = """
 import asyncio
-from qinfer.lifecycle import until_stopped, cancelled
+from qinfer.lifecycle import until_stopped
 
 async def main():
     async with until_stopped() as stopped:
@@ -65,7 +65,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 
 HANGING_UP = """
 import asyncio, fcntl, os, signal, sys, termios
-from qinfer.lifecycle import on_hangup, cancelled
+from qinfer.lifecycle import on_hangup
 
 if "nohup" in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
