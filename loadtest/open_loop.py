@@ -204,7 +204,7 @@ class OpenLoop:
     async def _open(self, due: float, tally: Tally, then: Callable[[], None] | None) -> None:
         try:
             connection = await self._connect()
-        except OSError:
+        except (OSError, Unavailable):  # the machine stood still, and all that was due came at once
             tally.outcomes["not_connected"] += 1
             return
         self._ask(connection, due, tally, then)
