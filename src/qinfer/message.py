@@ -26,6 +26,9 @@ FINAL = 1
 KEPT = 2
 """Bit of `Response.flags`: the blob of its claim is kept for who asks again, and removed by nobody."""
 
+END = 4
+"""Bit of `Response.flags`, with `FINAL`: this is no response of the model, only says that none follows."""
+
 MAX_ERROR = 8192
 """Longest message of an error on the wire, in characters; longer ones are cut.
 
@@ -85,6 +88,8 @@ class Request(msgspec.Struct, array_like=True, gc=False):
         idempotency: name under which the answer is kept for who asks again; empty for none.
         claim_bytes: size of that blob.
         fingerprint: told back in the answer, so that who finds it kept knows which request it answers.
+        window: responses that may be on their way to the sender before it tells, in a `CancelFrame`, how
+            many it has taken; 0 for a sender that takes everything at once. Of interest to decoupled models only.
     """
 
     id: int
@@ -102,6 +107,7 @@ class Request(msgspec.Struct, array_like=True, gc=False):
     idempotency: str = ""
     claim_bytes: int = 0
     fingerprint: str = ""
+    window: int = 0
 
 
 class RequestFrame(msgspec.Struct, array_like=True, gc=False):
@@ -166,12 +172,15 @@ class Response(msgspec.Struct, array_like=True, gc=False):
         error: why there are no outputs; None when there are.
         outputs: output tensors.
         parameters: values the model returned beside its tensors.
-        flags: bit 0 (`FINAL`) marks the last response to a request, bit 1 (`KEPT`) a blob not to be removed.
+        flags: bit 0 (`FINAL`) marks the last response to a request, bit 1 (`KEPT`) a blob not to be removed,
+            bit 2 (`END`) a last one that has nothing in it.
         queue_us: microseconds from the request's arrival at the worker to the start of its batch.
         claim: name of the blob that holds the outputs' data, whose `data` are empty then. Whoever has read it
             removes it, unless it is `KEPT`.
         claim_bytes: size of that blob.
         fingerprint: the request's.
+        index: its place among the responses to this request, from 0. A request that is delivered again is
+            answered from the start: a receiver drops what it has had.
     """
 
     id: int
@@ -184,6 +193,7 @@ class Response(msgspec.Struct, array_like=True, gc=False):
     claim: str = ""
     claim_bytes: int = 0
     fingerprint: str = ""
+    index: int = 0
 
 
 class ResponseFrame(msgspec.Struct, array_like=True, gc=False):
@@ -209,17 +219,19 @@ class ResponseFrame(msgspec.Struct, array_like=True, gc=False):
 
 
 class CancelFrame(msgspec.Struct, array_like=True, gc=False):
-    """Requests of one sender whose answers nobody waits for any more.
+    """Requests of one sender whose answers nobody waits for any more, and how far it is with others.
 
     Attributes:
         version: protocol version.
         reply_to: the sender's inbox, as in its request frames.
-        ids: correlation numbers of the requests.
+        ids: correlation numbers of the requests that are cancelled.
+        taken: correlation numbers of other requests, each with how many of its responses were taken in all.
     """
 
     version: int
     reply_to: str
     ids: list[int]
+    taken: list[tuple[int, int]] = []
 
 
 class _Envelope(msgspec.Struct, array_like=True):

@@ -58,7 +58,7 @@ def tensor(name: str, datatype: str) -> Frame:
 
 
 def request(number: int, *inputs: Frame, deadline_us: int = 0, request_id: str = "") -> Frame:
-    return [number, request_id, list(inputs), [], deadline_us, {}, 0, "", 0, "", "", "", "", 0, ""]
+    return [number, request_id, list(inputs), [], deadline_us, {}, 0, "", 0, "", "", "", "", 0, "", 0]
 
 
 def request_frame(*requests: Frame, version: str = "", in_flight: int = 1) -> Frame:
@@ -66,7 +66,7 @@ def request_frame(*requests: Frame, version: str = "", in_flight: int = 1) -> Fr
 
 
 def response(number: int, *outputs: Frame, error: Frame | None = None) -> Frame:
-    return [number, 1, error, list(outputs), {}, 1, 120, "", 0, ""]
+    return [number, 1, error, list(outputs), {}, 1, 120, "", 0, "", 0]
 
 
 def response_frame(*responses: Frame, batch: Frame | None = None, error: Frame | None = None) -> Frame:
@@ -166,6 +166,7 @@ def _full_request() -> Frame:
         "9f86d081884c7d65",
         4194304,
         "60303ae22b998861",
+        64,
     ]
 
 
@@ -173,8 +174,8 @@ def response_vectors() -> dict[str, Vector]:
     full = ["queue_full", "the model's queue is full", 1.5]
     plain = ["model_failed", "model 'example': ValueError: no", None]
     answer = response(1, tensor("y", "FP32"), tensor("label", "BYTES"))
-    other = [2, 2, None, [tensor("y", "INT64")], {"tokens": 12, "stop": "eos"}, 1, 4500, "", 0, ""]
-    claimed = [3, 1, None, [["y", "FP32", [2, 2], b""]], {}, 3, 120, "keep-5f1c2a77", 26, "60303ae22b998861"]
+    other = [2, 2, None, [tensor("y", "INT64")], {"tokens": 12, "stop": "eos"}, 1, 4500, "", 0, "", 0]
+    claimed = [3, 1, None, [["y", "FP32", [2, 2], b""]], {}, 3, 120, "keep-5f1c2a77", 26, "60303ae22b998861", 0]
     bare = response_frame(response(1))
     return {
         "response-outputs": Vector(
@@ -191,7 +192,11 @@ def response_vectors() -> dict[str, Vector]:
         ),
         "response-not-final": Vector(
             "response", "more responses to the same request follow: bit 0 of the flags is not set",
-            response_frame([*response(1, tensor("y", "FP32"))[:5], 0, 120, "", 0, ""]),
+            response_frame([*response(1, tensor("y", "FP32"))[:5], 0, 120, "", 0, "", 6]),
+        ),
+        "response-end": Vector(
+            "response", "the seventh was the last response: bits 0 and 2 of the flags, and nothing in it",
+            response_frame([1, 1, None, [], {}, 5, 0, "", 0, "", 7]),
         ),
         "response-claim": Vector(
             "response", "the outputs' data lie in a blob that is kept; 40 requests are known to wait",
@@ -201,8 +206,8 @@ def response_vectors() -> dict[str, Vector]:
             "response", "all fields that may be left out are left out",
             [*bare[:3], [], [[1, 1, None], [2, 1, ["model_failed", "no"]]]],
             decoded=response_frame(
-                [1, 1, None, [], {}, 1, 0, "", 0, ""],
-                [2, 1, ["model_failed", "no", None], [], {}, 1, 0, "", 0, ""],
+                [1, 1, None, [], {}, 1, 0, "", 0, "", 0],
+                [2, 1, ["model_failed", "no", None], [], {}, 1, 0, "", 0, "", 0],
             ),
         ),
         "response-newer-fields": Vector(
@@ -215,10 +220,14 @@ def response_vectors() -> dict[str, Vector]:
 
 def cancel_vectors() -> dict[str, Vector]:
     return {
-        "cancel": Vector("cancel", "two requests nobody waits for any more", [1, INBOX, [7, 9]]),
+        "cancel": Vector("cancel", "two requests nobody waits for any more", [1, INBOX, [7, 9], []]),
+        "cancel-taken": Vector(
+            "cancel", "of two streams 32 and 4096 responses were taken; nothing is cancelled",
+            [1, INBOX, [], [[7, 32], [9, 4096]]],
+        ),
         "cancel-newer-fields": Vector(
             "cancel", "fields that a later version 1 sender may append",
-            [1, INBOX, [7], "later"], decoded=[1, INBOX, [7]],
+            [1, INBOX, [7], [], "later"], decoded=[1, INBOX, [7], []],
         ),
     }  # fmt: skip
 
