@@ -120,6 +120,12 @@ class ModelNotFound(QInferError):
     retry = Retry.NEVER
 
 
+class JobNotFound(NotFound):
+    """No such job: there never was, it is another's, or it ended so long ago that it is forgotten."""
+
+    reason = "job_not_found"
+
+
 class PayloadTooLarge(QInferError):
     """The request or its answer is above a configured limit."""
 
