@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from qinfer.errors import QueueFull, WaitTooLong
+from qinfer.errors import PayloadTooLarge, QInferError, QueueFull, WaitTooLong
 from qinfer.registry import QUEUE_ROWS
 from qinfer_gateway.drain import DrainRate
 
@@ -39,16 +39,18 @@ class Flight:
     Attributes:
         count: requests.
         rows: of those requests.
+        bytes: of their tensors, but for those that went to the object store.
         backlog: requests that waited behind the last batch, as its worker told.
         drain: how fast rows are answered.
         latency: seconds that answers take, a mean of the latest.
     """
 
-    __slots__ = ("_count_then", "backlog", "count", "drain", "latency", "rows")
+    __slots__ = ("_count_then", "backlog", "bytes", "count", "drain", "latency", "rows")
 
     def __init__(self) -> None:
         self.count = 0
         self.rows = 0
+        self.bytes = 0
         self.backlog = 0
         self.drain = DrainRate()
         self.latency = 0.0
@@ -83,17 +85,19 @@ class Flight:
         if frame.batch.requests:  # what never reached the model says nothing about its speed
             self.drain.answered(now, rows, backlogged=self.backlog >= max_rows)
 
-    def left(self, rows: int) -> None:
-        """A request of that many rows has ended without an answer."""
+    def left(self, rows: int, size: int = 0) -> None:
+        """A request of that many rows and bytes has ended without an answer."""
         self.count -= 1
         self.rows -= rows
+        self.bytes -= size
         if not self.count:
             self.backlog = 0
 
-    def expired(self, rows: int, now: float) -> None:
+    def expired(self, rows: int, size: int, now: float) -> None:
         """A request's deadline has passed. Where all do, that is no reason to let more in."""
         self.count -= 1
         self.rows -= rows
+        self.bytes -= size
         if not self.count:
             self._count_then = 0
             self.drain.stop(now)
@@ -127,7 +131,9 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._max_rows = max_queue_rows or sys.maxsize
 
-    def check(self, held: int, flight: Flight, target: Target, rows: int, deadline: float) -> None:
+    def check(
+        self, held: int, flight: Flight, target: Target, rows: int, deadline: float, size: int = 0
+    ) -> None:
         """Let a request in, or not.
 
         Args:
@@ -136,9 +142,11 @@ class Admission:
             target: where it goes.
             rows: it has.
             deadline: of the monotonic clock.
+            size: bytes it adds to the model's queue.
 
         Raises:
             QueueFull: a limit is reached.
+            PayloadTooLarge: the queue could not take it if it were empty.
             WaitTooLong: the deadline would pass before its turn.
         """
         if held >= self._max_in_flight:
@@ -147,6 +155,8 @@ class Admission:
         max_rows = target.max_queue_rows or self._max_rows
         if flight.rows + rows > max_rows:
             raise self._too_many_rows(flight, target, rows, max_rows)
+        if flight.bytes + size > target.max_queue_bytes:
+            raise self._too_many_bytes(flight, target, size)
         if not flight.backlog:
             return
         if flight.count:
@@ -161,6 +171,14 @@ class Admission:
             f"the limit is {limit} ({whose})"
         )
         return _full(message, flight, target, self._clock(), excess=flight.rows + rows - limit)
+
+    def _too_many_bytes(self, flight: Flight, target: Target, size: int) -> QInferError:
+        """The broker would refuse it: what is in flight here is not even all that it has."""
+        limit = f"the queue of model {target.model!r} takes {target.max_queue_bytes} bytes (queue.max_bytes)"
+        if size > target.max_queue_bytes:
+            return PayloadTooLarge(f"{limit}, the request has {size}")
+        message = f"{limit}; {flight.bytes} are in flight at this gateway, the request has {size}"
+        return _full(message, flight, target, self._clock())
 
     def _check_wait(self, flight: Flight, target: Target, deadline: float) -> None:
         now = self._clock()

@@ -27,6 +27,7 @@ class Call:
         model, rows: what it asks for.
         request, target: what was submitted, and where to; kept to send it again.
         size: bound of its bytes in a frame.
+        queued: bytes of its tensors that lie in the model's queue.
         sent_us: when it was published last, as its frame says; 0 before the first time.
         interrupted: the connection to the broker was lost while it was in flight.
         flight: of its model.
@@ -35,8 +36,8 @@ class Call:
     """
 
     __slots__ = (
-        "deadline", "detour", "flight", "interrupted", "model", "number", "request", "request_id", "rows",
-        "sent_us", "size", "span", "started", "target",
+        "deadline", "detour", "flight", "interrupted", "model", "number", "queued", "request", "request_id",
+        "rows", "sent_us", "size", "span", "started", "target",
     )  # fmt: skip
 
     protocol: ClassVar[str]
@@ -54,6 +55,7 @@ class Call:
         self.request_id = ""
         self.rows = 0
         self.size = 0
+        self.queued = 0
         self.number = 0
         self.sent_us = 0
         self.interrupted = False

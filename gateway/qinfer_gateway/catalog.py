@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable
 
 from qinfer.datatypes import DATATYPES
@@ -23,6 +24,7 @@ class Target:
         max_rows: rows a frame may have.
         max_queue_rows: rows a gateway may have in flight for it by its configuration; 0 for the gateway's own
             limit.
+        max_queue_bytes: bytes the broker queues for it.
         max_queue_size: requests that may wait for it by its configuration; 0 for no such limit.
         served: whether a live worker serves it.
         subject: where its requests are published.
@@ -31,8 +33,8 @@ class Target:
     """
 
     __slots__ = (
-        "element", "json_parts", "max_queue_rows", "max_queue_size", "max_rows", "model", "record", "served",
-        "signature", "subject", "wanted_version",
+        "element", "json_parts", "max_queue_bytes", "max_queue_rows", "max_queue_size", "max_rows", "model",
+        "record", "served", "signature", "subject", "wanted_version",
     )  # fmt: skip
 
     def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool, subject: str) -> None:
@@ -45,6 +47,7 @@ class Target:
         config = ModelConfig.FromString(record.config)
         self.max_queue_size = config.dynamic_batching.default_queue_policy.max_queue_size
         self.max_queue_rows = int(config.parameters[QUEUE_ROWS].string_value or 0)  # checked by the worker
+        self.max_queue_bytes = record.queue_bytes or sys.maxsize
         elements = {DATATYPES[tensor.datatype].element for tensor in record.inputs}
         self.element = elements.pop() if len(elements) == 1 else None
         self.json_parts: dict[Hashable, bytes] = {}

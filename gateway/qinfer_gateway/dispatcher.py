@@ -144,19 +144,22 @@ class Dispatcher:
             flight = self._flights[target.model] = Flight()
         calls = self._calls
         deadline = call.started + (timeout or self._timeout)
-        self._admission.check(len(calls), flight, target, rows, deadline)
+        queued = size - _REQUEST_OVERHEAD if size <= self._bus.max_payload else 0
+        self._admission.check(len(calls), flight, target, rows, deadline, queued)
         detour = None
         if size > self._bus.max_payload or request.idempotency:
             detour = self._detours.admit(size)
         number = self._next_number = self._next_number + 1
         flight.count += 1
         flight.rows += rows
+        flight.bytes += queued
         call.number = request.id = number
         call.model = target.model
         call.target = target
         call.request = request
         call.rows = rows
         call.size = size
+        call.queued = queued
         call.flight = flight
         call.deadline = deadline
         if not calls:
@@ -254,6 +257,7 @@ class Dispatcher:
             rows += call.rows
             call.flight.count -= 1
             call.flight.rows -= call.rows
+            call.flight.bytes -= call.queued
             if call.detour is not None:
                 self._detours.ended(call, answered=True)
             if response.error is None:
@@ -325,9 +329,9 @@ class Dispatcher:
         if self._calls.pop(call.number, None) is None:
             return False
         if expired:
-            call.flight.expired(call.rows, monotonic())
+            call.flight.expired(call.rows, call.queued, monotonic())
         else:
-            call.flight.left(call.rows)
+            call.flight.left(call.rows, call.queued)
         if call.detour is not None:
             self._detours.ended(call, answered=answered)
         if not self._calls:

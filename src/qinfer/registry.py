@@ -53,6 +53,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
         config: the serialised `inference.ModelConfig`.
         override: the configuration, as JSON, it was loaded with instead of its repository's; a worker that
             joins the fleet loads it with the same.
+        queue_bytes: what the broker queues for it before it refuses more; 0 for no limit that is known.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
     outputs: tuple[TensorRecord, ...]
     config: bytes
     override: str = ""
+    queue_bytes: int = 0
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):

@@ -58,3 +58,28 @@ async def test_a_worker_that_stands_still_costs_its_callers_only_time(
             assert not load.refusals
         assert began(gate) == [victim, survivor]
         assert running.in_flight == 0
+
+
+async def test_a_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
+    nats_url: str, namespace: str, served_repository: Path, tmp_path: Path
+) -> None:
+    """SIGTERM in the middle of a batch that is longer than the drain: others have it at once."""
+    gate = tmp_path / "gate"
+    patient = {
+        "ack-wait": "600"
+    }  # seconds: the broker by itself gives nothing to another worker in this test
+    async with fleet(nats_url, namespace, served_repository, request_timeout=10 * PATIENCE) as running:
+        first = await running.add_worker_process(GATED, **patient, **{"drain-timeout": "0.5"})
+        async with http.connect(running.port) as connection:
+            connection.send(gated(gate))
+            await eventually(lambda: began(gate) == [first.pid], "the batch has begun")
+            second = await running.add_worker_process(GATED, **patient)
+            first.send_signal(signal.SIGTERM)
+            await eventually(
+                lambda: began(gate) == [first.pid, second.pid], "another worker has begun it anew"
+            )
+            gate.touch()
+            answer = await connection.answer()
+            assert answer.outputs() in ({"y": [str(process.pid)]} for process in (first, second)), answer
+        assert await first.wait() == 0
+        assert running.in_flight == 0

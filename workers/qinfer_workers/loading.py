@@ -129,8 +129,14 @@ def _as_config_error(model: str, directory: Path) -> Iterator[None]:
         raise ConfigError(f"{directory}: {type(error).__name__}: {error}") from error
 
 
-def record_of(served: ServedVersion, override: str = "") -> ModelRecord:
-    """The registry record of a loaded version; `override` is the configuration that came with a request."""
+def record_of(served: ServedVersion, override: str = "", *, queue_bytes: int = 0) -> ModelRecord:
+    """The registry record of a loaded version.
+
+    Args:
+        served: the version.
+        override: the configuration that came with the request to load it.
+        queue_bytes: the limit of its queue; 0 for none.
+    """
     config = served.config
     return ModelRecord(
         name=config.name,
@@ -142,6 +148,7 @@ def record_of(served: ServedVersion, override: str = "") -> ModelRecord:
         outputs=tuple(_tensor(spec) for spec in config.outputs),
         config=config.proto,
         override=override,
+        queue_bytes=queue_bytes,
     )
 
 

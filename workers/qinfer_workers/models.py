@@ -55,11 +55,13 @@ class _Loaded:
         service: serves it.
         prints: fingerprint of each version, ascending.
         override: the configuration that was given with the load.
+        queue_bytes: limit of its queue.
     """
 
     service: ModelService
     prints: dict[str, str]
     override: str = ""
+    queue_bytes: int = 0
 
 
 class Models:
@@ -126,7 +128,7 @@ class Models:
     def records(self) -> list[ModelRecord]:
         """A record for every version that is served."""
         return [
-            record_of(loaded.service.versions[version], loaded.override)
+            record_of(loaded.service.versions[version], loaded.override, queue_bytes=loaded.queue_bytes)
             for loaded in self._loaded.values()
             for version in loaded.prints
         ]
@@ -321,7 +323,7 @@ class Models:
             await self._discard(fresh)
             raise
         there = {version: text for version, text in prints.items() if version in service.versions}
-        self._loaded[name] = _Loaded(service, there, override)
+        self._loaded[name] = _Loaded(service, there, override, max(0, spec.max_bytes))
 
     async def _replace(
         self,

@@ -176,7 +176,7 @@ class SimulatedGateway:
     def _expire(self, job: Job) -> None:
         if not job.ended:
             job.ended = True
-            self.flight.expired(1, self.world.now)
+            self.flight.expired(1, 0, self.world.now)
             self.outcomes.append(Outcome(job.arrived, float("inf")))
 
     def seen(self, since: float) -> Seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qinfer.errors import QueueFull, WaitTooLong
+from qinfer.errors import PayloadTooLarge, QueueFull, WaitTooLong
 from qinfer.message import BatchInfo, ResponseFrame
 from qinfer.proto import ModelConfig
 from qinfer.registry import QUEUE_ROWS, ModelRecord, TensorRecord
@@ -22,13 +22,15 @@ class Clock:
         return self.now
 
 
-def target(max_queue_size: int = 0, max_queue_rows: int = 0) -> Target:
+def target(max_queue_size: int = 0, max_queue_rows: int = 0, queue_bytes: int = 0) -> Target:
     tensor = TensorRecord("x", "FP32", (1,))
     config = ModelConfig(name="m")
     config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
     if max_queue_rows:
         config.parameters[QUEUE_ROWS].string_value = str(max_queue_rows)
-    record = ModelRecord("m", "1", "stub", "stub", BATCH, (tensor,), (tensor,), config.SerializeToString())
+    record = ModelRecord(
+        "m", "1", "stub", "stub", BATCH, (tensor,), (tensor,), config.SerializeToString(), "", queue_bytes
+    )
     return Target("", record, served=True, subject="stub.m")
 
 
@@ -86,7 +88,7 @@ def test_a_gateway_with_nothing_in_flight_lets_one_in_to_see() -> None:
     admission = Admission(max_in_flight=10_000, clock=clock)
     busy(flight, clock)
     while flight.count:
-        flight.expired(min(1, flight.rows), clock.now)
+        flight.expired(min(1, flight.rows), 0, clock.now)
     assert flight.backlog, "the queue is not forgotten"
     admission.check(0, flight, target(8), 1, LATER)
     flight.count = flight.rows = 1
@@ -99,7 +101,7 @@ def test_time_with_nothing_in_flight_is_no_silence() -> None:
     admission = Admission(max_in_flight=10_000, clock=clock)
     busy(flight, clock)
     while flight.count:
-        flight.expired(min(1, flight.rows), clock.now)
+        flight.expired(min(1, flight.rows), 0, clock.now)
     clock.now += 30.0
     admission.check(0, flight, target(), 1, LATER)
     flight.count = flight.rows = 4
@@ -151,6 +153,18 @@ def test_limits_of_rows_and_requests_need_no_backlog() -> None:
     assert (error.position, error.estimated_wait) == (None, None), "nothing is known"
     assert error.retry_after is not None
     assert 1.0 <= error.retry_after <= 1.5
+
+
+def test_what_the_broker_would_refuse_does_not_get_that_far() -> None:
+    admission = Admission(max_in_flight=3, clock=Clock())
+    flight = Flight()
+    flight.bytes = 700
+    admission.check(2, flight, target(queue_bytes=1000), 1, LATER, 300)
+    with pytest.raises(QueueFull, match=r"takes 1000 bytes .*; 700 are in flight .*, the request has 301"):
+        admission.check(2, flight, target(queue_bytes=1000), 1, LATER, 301)
+    admission.check(2, flight, target(), 1, LATER, 1 << 40)
+    with pytest.raises(PayloadTooLarge, match=r"takes 1000 bytes \(queue\.max_bytes\), the request has 1001"):
+        admission.check(0, Flight(), target(queue_bytes=1000), 1, LATER, 1001)
 
 
 @pytest.mark.parametrize("own", [0, 10])
