@@ -88,8 +88,8 @@ class Request(msgspec.Struct, array_like=True, gc=False):
         idempotency: name under which the answer is kept for who asks again; empty for none.
         claim_bytes: size of that blob.
         fingerprint: told back in the answer, so that who finds it kept knows which request it answers.
-        window: responses that may be on their way before the sender tells, in a `CancelFrame`, how many it has
-            taken; 0 for a sender that takes everything at once. Of interest to decoupled models only.
+        window: responses that may be on their way before the sender tells, in a `CancelFrame`, how many it
+            has taken; 0 for a sender that takes everything at once. Of interest to decoupled models only.
     """
 
     id: int

@@ -288,3 +288,24 @@ async def test_a_full_queue_is_429(
         assert {answer.status for answer in answers[1:]} <= {200, 429}
         async with http.connect(running.port) as connection:
             assert (await connection.ask(gated(""))).status == 200
+
+
+async def test_what_is_more_than_the_queue_takes_does_not_get_as_far_as_the_broker(
+    nats_url: str, namespace: str, served_repository: Path, tmp_path: Path
+) -> None:
+    """The gateway knows the queue's bytes from the worker: no broker says what is in flight at a gateway."""
+    gate = tmp_path / "gate"
+    long = f"{tmp_path}/{'./' * 1500}gate"  # three thousand bytes of the four
+    async with fleet(nats_url, namespace, served_repository) as running:
+        await running.add_worker(GATED, max_queue_bytes=4096)
+        async with http.connect(running.port) as one, http.connect(running.port) as two:
+            one.send(gated(long))
+            await eventually(lambda: running.in_flight == 1, "it is held")
+            refused = await two.ask(gated(long))
+            assert (refused.status, refused.reason) == (429, "queue_full")
+            assert "4096 bytes (queue.max_bytes); 3" in refused.error
+            refused = await two.ask(gated(f"{long}{'/' * 1000}"))
+            assert (refused.status, refused.reason) == (413, "payload_too_large")
+            gate.touch()
+            assert (await one.answer()).status == 200
+            assert (await two.ask(gated(long))).status == 200
