@@ -304,7 +304,7 @@ async def test_what_is_more_than_the_queue_takes_does_not_get_as_far_as_the_brok
             refused = await two.ask(gated(long))
             assert (refused.status, refused.reason) == (429, "queue_full")
             assert "4096 bytes (queue.max_bytes); 3" in refused.error
-            refused = await two.ask(gated(f"{long}{'/' * 1000}"))
+            refused = await two.ask(gated(f"{long}{'/' * 2000}"))
             assert (refused.status, refused.reason) == (413, "payload_too_large")
             gate.touch()
             assert (await one.answer()).status == 200
