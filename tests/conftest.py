@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from qinfer.embedded import EmbeddedServer
+from tests.helpers import kafka as kafka_cluster
 from tests.helpers import served_models
 from tests.helpers.system import System, serving
 
@@ -31,6 +32,17 @@ async def nats_url() -> AsyncIterator[str]:
     """A real nats-server with JetStream, shared by the tests; each takes a namespace of its own."""
     async with EmbeddedServer() as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real Kafka, shared by the tests; each takes topics and groups of its own."""
+    given = kafka_cluster.required()
+    if given:
+        yield given
+        return
+    with kafka_cluster.KafkaCluster(tmp_path_factory.mktemp("kafka") / "cluster") as cluster:
+        yield cluster.bootstrap
 
 
 @pytest.fixture

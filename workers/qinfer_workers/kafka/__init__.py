@@ -1,0 +1,1 @@
+"""Kafka stream scoring: a topic in, a topic out (`qinfer kafka-score`)."""
