@@ -96,7 +96,7 @@ class Decoded:
 
 Scored: TypeAlias = "Mapping[str, Sequence[Rows]]"
 """Outputs by `ModelUse.label`. They need not be cut as the inputs were: a batch that failed comes back in
-parts and without its culprit. A record that some model could not score may still be in the outputs of another."""
+parts and without its culprit. A record that some model could not score may still be in those of another."""
 
 
 class Codec(Protocol):
