@@ -145,6 +145,10 @@ class Names:
         """Where dead letters of a model lie; without a model, those of all."""
         return f"{self._prefix}.dead.{escape(model) if model else '*'}"
 
+    def service(self, model: str) -> str:
+        """What tools of the broker call a model. Two may share a name; their metadata tell them apart."""
+        return f"qinfer-{self.namespace}-{escape(model).replace('=', '_')}"
+
     def control(self, topic: str) -> str:
         """A core subject all roles of the namespace listen on, for questions such as statistics."""
         return f"{self._prefix}.control.{topic}"

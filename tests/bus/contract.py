@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from qinfer.bus import Bus, QueueSpec
+from qinfer.bus.services import Service, ServiceCounters
 from qinfer.errors import BusUnavailable, InvalidRequest, NotFound, NoWorker, PayloadTooLarge, QueueFull
 from tests.helpers.waiting import Mailbox, eventually
 
 SPEC = QueueSpec(storage="memory", ack_wait=30, max_bytes=4 << 20)
 IMPATIENT = QueueSpec(storage="memory", ack_wait=0.2, max_bytes=4 << 20)
+
+
+def make_service(name: str, **changes: Any) -> Service:
+    told: dict[str, Any] = {
+        "name": name,
+        "id": f"host-1-{name}",
+        "version": "3.0.0",
+        "description": "what it is",
+        "subject": "qinfer.x.infer.m.3",
+        "queue": "v3",
+        "metadata": {"model": "m"},
+        "started": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        "counters": ServiceCounters,
+    }
+    return Service(**{**told, **changes})
 
 
 class BusContract:
@@ -275,6 +293,25 @@ class BusContract:
     async def test_a_question_to_nobody_ends(self, bus: Bus) -> None:
         assert await bus.ask("silence", b"?", answers=3, timeout=10) == []
         assert await bus.ask("silence", b"?", answers=0, timeout=10) == []
+
+    async def test_services_may_be_told_of_or_not(self, bus: Bus, make_bus: Callable[[], Bus]) -> None:
+        """Whether anybody can list them is the broker's affair (`test_nats_services`)."""
+        services = [make_service("qinfer-x-m"), make_service("qinfer-x-n")]
+        for told in (services, services[1:], services, []):
+            await bus.advertise(told)
+        await bus.advertise(services)
+        # What is published on a service's subject still goes to the queue, and to nobody else.
+        await bus.declare("m", SPEC)
+        inbox = Mailbox()
+        (await bus.consume("m", "", inbox)).grant(1)
+        bus.publish("m", "", b"frame", Mailbox())
+        (delivery,) = await inbox.take()
+        delivery.ack()
+        await bus.close()
+        fresh = make_bus()
+        await fresh.start()
+        await fresh.advertise(services)
+        await fresh.close()
 
     async def test_a_watch_sees_what_is_there_and_what_comes(self, bus: Bus, other: Bus) -> None:
         bucket = bus.names.models_bucket

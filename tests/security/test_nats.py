@@ -21,6 +21,8 @@ from qinfer.bus.security import INBOX_VARIABLE, VARIABLES, NatsSecurity
 from qinfer.cli.doctor import broker as doctor
 from qinfer.cli.doctor.findings import Status
 from qinfer.errors import BusUnavailable, SetupError
+from qinfer.message import CancelFrame, encode
+from qinfer.naming import Names
 from qinfer_gateway.options import GatewayOptions
 from qinfer_gateway.server import Gateway
 from qinfer_workers.options import WorkerOptions
@@ -29,7 +31,7 @@ from tests.docs.pages import blocks, read
 from tests.helpers import http
 from tests.helpers.http import floats, get, infer, post
 from tests.helpers.served_models import GATED, IDENTITY
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import PATIENCE, eventually
 from tests.security.broker import HOST, Broker, User, broker, make_user
 from tests.security.credentials import Authority
 
@@ -351,7 +353,19 @@ async def test_least_privileges_suffice(
         assert json.loads(await run(running, client, "models", "--json"))
         assert "[[1.5]]" in await run(running, client, "infer", MODEL, "--input", "x=[[1.5]]")
         assert "no dead letters" in await run(running, operator, "dlq", "list")
+        await _list_services(url, users)
         assert running.violations() == []
+
+
+async def _list_services(url: str, users: Mapping[str, User]) -> None:
+    for role, subject in (("client", f"$SRV.INFO.{Names().service(MODEL)}"), ("operator", "$SRV.STATS")):
+        tool = await nats.connect(
+            url, nkeys_seed=str(users[role].seed), inbox_prefix=f"_INBOX.{role}".encode()
+        )
+        assert b"io.nats.micro.v1" in (await tool.request(subject, b"", timeout=PATIENCE)).data
+        if role == "client":
+            await tool.publish(Names().cancellations(MODEL), encode(CancelFrame(1, tool.new_inbox(), [])))
+        await tool.close()
 
 
 async def test_privileges_end_where_they_should(tmp_path: Path, users: dict[str, User]) -> None:
@@ -361,6 +375,8 @@ async def test_privileges_end_where_they_should(tmp_path: Path, users: dict[str,
             "client": [
                 "qinfer.default.infer.secret.latest",
                 "qinfer.default.control.statistics",
+                "$SRV.STATS",
+                "qinfer.default.cancel.secret",
                 "$JS.API.STREAM.MSG.GET.QINFER_default=mlp",
                 "$JS.API.STREAM.DELETE.QINFER_default=mlp",
                 "$JS.API.STREAM.MSG.GET.OBJ_qinfer_default_tensors",

@@ -9,11 +9,13 @@ import socket
 from collections.abc import Iterable, Mapping
 
 from qinfer.bus import Bus
+from qinfer.errors import QInferError
 from qinfer.registry import STATISTICS, Directory, Registration, WorkerRecord
 from qinfer.telemetry.statistics import StatisticsReport, encode_report
 from qinfer.telemetry.stats import ModelStats
 from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.control import Control
+from qinfer_workers.discovery import Offering
 from qinfer_workers.models import Models
 from qinfer_workers.options import WorkerOptions
 from qinfer_workers.service import ModelService
@@ -40,6 +42,7 @@ class Worker:
         )
         self._control = Control(bus, self._directory, self._models, worker=self.id, options=options)
         self._registration: Registration | None = None
+        self._offering = Offering(bus.names, self.id)
         self._drained = False
 
     @property
@@ -64,6 +67,7 @@ class Worker:
         await self._bus.answer(STATISTICS, self._statistics)
         self._registration = Registration(self._bus, self._record(), self._models.records(), self._directory)
         await self._registration.start()
+        await self._advertise()
         await self._control.listen()
         logger.info("worker %s serves %s", self.id, ", ".join(sorted(self.services)) or "no model")
 
@@ -84,6 +88,7 @@ class Worker:
         await self._control.close()
         if self._registration is not None and self._bus.connected:
             await self._registration.drain()
+            await self._advertise()
         await self._models.drain(self._options.drain_timeout)
         if self._registration is not None:
             await self._registration.close()
@@ -103,6 +108,17 @@ class Worker:
                 records=self._models.records(),
                 forget=forget,
             )
+            await self._advertise()
+
+    async def _advertise(self) -> None:
+        """Show what is served to tools of the broker, who do without where that fails."""
+        serving = {} if self._drained else self._models.serving
+        services = self.services
+        versions = [services[name].versions[version] for name in serving for version in serving[name]]
+        try:
+            await self._bus.advertise(self._offering.of(versions))
+        except QInferError as error:
+            logger.warning("models are not shown as services of the broker: %s", error)
 
     def _record(self) -> WorkerRecord:
         return WorkerRecord(

@@ -7,10 +7,11 @@ Handlers are plain functions called on the event loop, in order, and must not bl
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from qinfer.bus.services import Service
 from qinfer.errors import PayloadTooLarge, QInferError
 from qinfer.naming import Names
 
@@ -237,6 +238,16 @@ class Bus(ABC):
     @abstractmethod
     async def answer(self, topic: str, handler: AnswerHandler) -> None:
         """Answer questions on a topic until the bus is closed."""
+
+    async def advertise(self, services: Sequence[Service]) -> None:  # noqa: ARG002 (for those that can)
+        """Tell tools of the broker that this process offers these services from now on, and no others.
+
+        Where the broker knows no such thing, nothing happens.
+
+        Raises:
+            BusUnavailable: the bus is closed.
+        """
+        return
 
     # Registry
 

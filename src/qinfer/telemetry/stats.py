@@ -40,9 +40,9 @@ class ModelStats:
 
     __slots__ = (
         "batch_rows", "batch_wait", "closed", "compute_infer", "compute_infer_ns", "compute_input_ns",
-        "compute_output_ns", "executions", "failed", "failed_ns", "last_inference_ms", "memory_usage",
-        "model", "pending", "queue_ns", "queue_wait", "request_ns", "responses", "rows", "sizes",
-        "succeeded", "version",
+        "compute_output_ns", "executions", "failed", "failed_ns", "last_failure", "last_inference_ms",
+        "memory_usage", "model", "pending", "queue_ns", "queue_wait", "request_ns", "responses", "rows",
+        "sizes", "succeeded", "version",
     )  # fmt: skip
 
     def __init__(self, model: str, version: str, *, pending: Callable[[], int] = lambda: 0) -> None:
@@ -60,6 +60,7 @@ class ModelStats:
         self.compute_output_ns = 0
         self.failed: dict[str, int] = {}
         self.failed_ns = 0
+        self.last_failure = ""  # its reason
         self.closed: dict[str, int] = {}
         self.sizes: dict[int, list[int]] = {}
         self.responses: dict[str, ResponseStatistics] = {}
@@ -135,6 +136,7 @@ class ModelStats:
         """
         self.failed[reason] = self.failed.get(reason, 0) + requests
         self.failed_ns += max(0, total_ns)
+        self.last_failure = reason
 
     def record_response(
         self, position: int, outcome: ResponseOutcome, *, compute_infer_ns: int, compute_output_ns: int = 0

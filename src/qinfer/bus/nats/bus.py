@@ -39,13 +39,16 @@ from qinfer.bus.base import (
     WatchHandler,
     check_payload,
 )
+from qinfer.bus.nats import questions
 from qinfer.bus.nats.confirmations import NO_QUEUE, Confirmations, refusal
 from qinfer.bus.nats.connection import Connection
 from qinfer.bus.nats.consumer import NatsConsumer
 from qinfer.bus.nats.registry import NatsListener, NatsWatcher, Registry
+from qinfer.bus.nats.services import Services
 from qinfer.bus.nats.storage import Blobs, DeadLetters
 from qinfer.bus.nats.trouble import patiently, unavailable
 from qinfer.bus.security import NatsSecurity
+from qinfer.bus.services import Service
 from qinfer.errors import BusUnavailable, NoWorker, QInferError
 from qinfer.lifecycle import cancelled
 from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
@@ -88,6 +91,7 @@ class NatsBus(Bus):
         self._jetstream = client.jetstream(timeout=_API_TIMEOUT)
         self._registry = Registry(self._connection, self._jetstream, self.names)
         self._blobs = Blobs(self._connection, self._jetstream, self.names)
+        self._services = Services(self._connection)
         self._letters = DeadLetters(self._jetstream, self.names)
         self._connection.on_reconnect(self._reconnected)
         self._connection.on_look(self._look)
@@ -243,28 +247,9 @@ class NatsBus(Bus):
     async def ask(self, topic: str, question: bytes, *, answers: int, timeout: float) -> list[bytes]:
         if answers <= 0:
             return []
-        collected: list[bytes] = []
-        done = asyncio.Event()
-
-        async def receive(message: Msg) -> None:
-            if message.headers:  # nobody listens
-                done.set()
-                return
-            collected.append(message.data)
-            if len(collected) >= answers:
-                done.set()
-
-        client = self._connection.client
-        inbox = client.new_inbox()
-        subscription = await client.subscribe(inbox, cb=receive)
-        try:
-            self._connection.publish(self.names.control(topic), question, inbox)
-            await asyncio.wait_for(done.wait(), timeout)
-        except TimeoutError:
-            logger.info("%d of %d answers about %s came in time", len(collected), answers, topic)
-        finally:
-            await subscription.unsubscribe()
-        return collected
+        return await questions.ask(
+            self._connection, self.names.control(topic), question, answers=answers, timeout=timeout
+        )
 
     async def answer(self, topic: str, handler: AnswerHandler) -> None:
         async def receive(message: Msg) -> None:
@@ -272,6 +257,9 @@ class NatsBus(Bus):
 
         await self._connection.client.subscribe(self.names.control(topic), cb=receive)
         await self._connection.client.flush()  # whoever asks from now on is heard
+
+    async def advertise(self, services: Sequence[Service]) -> None:
+        await self._services.replace(services)
 
     # Registry
 
