@@ -181,3 +181,16 @@ def to_raw(name: str, array: Array) -> bytes | memoryview:
     if array.size == 0:
         return b""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def to_bf16(array: Array) -> Array:
+    """Bit patterns of the nearest bfloat16 numbers, ties to even, as uint16."""
+    bits = array.astype("<f4").view("<u4").astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.where(np.isnan(array), np.uint16(0x7FC0), rounded).astype("<u2")
+
+
+def from_bf16(array: Array) -> Array:
+    """The numbers that bit patterns of bfloat16 stand for, as float32."""
+    widened: Array = (array.astype(np.uint32) << 16).view(np.float32)
+    return widened

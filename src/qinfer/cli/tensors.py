@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qinfer.datatypes import Array, datatype
+from qinfer.datatypes import Array, datatype, from_bf16, to_bf16
 from qinfer.errors import InvalidRequest
 from qinfer.message import Tensor
 
@@ -109,10 +109,7 @@ def _plain(value: object) -> object:
 
 def _numbers(tensor: Tensor) -> Array:
     array = tensor.numpy()
-    if tensor.datatype != "BF16":
-        return array
-    widened: Array = (array.astype(np.uint32) << 16).view(np.float32)
-    return widened
+    return from_bf16(array) if tensor.datatype == "BF16" else array
 
 
 def _read(name: str, value: str, wanted: str) -> Array:
@@ -152,7 +149,7 @@ def _from_array(name: str, array: Array, wanted: str) -> Array:
         return array
     target = datatype(wanted).dtype
     if wanted == "BF16" and array.dtype.kind == "f":
-        return _to_bf16(array)
+        return to_bf16(array)
     if not np.can_cast(array.dtype, target, casting="same_kind"):
         raise InvalidRequest(f"input {name!r} is {wanted}; dtype {array.dtype} does not convert to it")
     return array.astype(target, copy=False)
@@ -160,7 +157,7 @@ def _from_array(name: str, array: Array, wanted: str) -> Array:
 
 def _typed(value: object, wanted: str) -> Array:
     if wanted == "BF16":
-        return _to_bf16(np.asarray(value, dtype=np.float32))
+        return to_bf16(np.asarray(value, dtype=np.float32))
     plain = np.asarray(value)
     target = datatype(wanted).dtype
     if plain.size and plain.dtype.kind not in ("b" if wanted == "BOOL" else "iuf"):
@@ -179,10 +176,3 @@ def _bytes(value: object) -> Array:
     if not all(isinstance(element, str) for element in array.reshape(-1)):
         raise TypeError("expected strings")
     return array
-
-
-def _to_bf16(array: Array) -> Array:
-    """The bit patterns of the nearest bfloat16 numbers, ties to even."""
-    bits = array.astype("<f4").view("<u4").astype(np.uint64)
-    rounded: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    return np.where(np.isnan(array), np.uint16(0x7FC0), rounded).astype("<u2")
