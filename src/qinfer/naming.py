@@ -106,6 +106,8 @@ class Names:
         self.suspects_bucket = f"qinfer_{namespace}_suspects"
         self.answers_bucket = f"qinfer_{namespace}_answers"
         self.tensors_bucket = f"qinfer_{namespace}_tensors"
+        self.jobs_table = f"qinfer_{namespace}_jobs"
+        self.job_data_table = f"qinfer_{namespace}_jobdata"
         self.dead_stream = f"QINFER_{namespace}_DEAD"
         self._lifetimes = {
             self.workers_bucket: WORKER_LIFETIME,

@@ -13,6 +13,7 @@ import pytest_asyncio
 from qinfer.bus import Bus, QueueSpec
 from qinfer.bus.services import Service, ServiceCounters
 from qinfer.errors import BusUnavailable, InvalidRequest, NotFound, NoWorker, PayloadTooLarge, QueueFull
+from tests.bus.table_contract import TableContract
 from tests.helpers.waiting import Mailbox, eventually
 
 SPEC = QueueSpec(storage="memory", ack_wait=30, max_bytes=4 << 20)
@@ -34,7 +35,7 @@ def make_service(name: str, **changes: Any) -> Service:
     return Service(**{**told, **changes})
 
 
-class BusContract:
+class BusContract(TableContract):
     """Subclasses provide the fixture `make_bus`: a function that makes buses of one namespace."""
 
     @pytest_asyncio.fixture

@@ -5,5 +5,6 @@ One package per implementation, all of the same inner shape: `memory` (in this p
 
 from qinfer.bus.base import Bus, Consumer, Delivery, Letter, QueueSpec, Watcher
 from qinfer.bus.factory import connect
+from qinfer.bus.table import Backlog, Table
 
-__all__ = ["Bus", "Consumer", "Delivery", "Letter", "QueueSpec", "Watcher", "connect"]
+__all__ = ["Backlog", "Bus", "Consumer", "Delivery", "Letter", "QueueSpec", "Table", "Watcher", "connect"]

@@ -9,11 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from qinfer.bus.services import Service
-from qinfer.errors import PayloadTooLarge, QInferError
+from qinfer.errors import PayloadTooLarge, QInferError, Unsupported
 from qinfer.naming import Names
+
+if TYPE_CHECKING:
+    from qinfer.bus.table import Backlog, Table
 
 ReplyHandler: TypeAlias = "Callable[[bytes], None]"
 RefusedHandler: TypeAlias = "Callable[[QInferError], None]"
@@ -206,6 +209,15 @@ class Bus(ABC):
             BusUnavailable: the broker does not answer, or nobody ever consumed them.
         """
 
+    async def backlog(self, model: str, version: str) -> Backlog:  # noqa: ARG002 (for those that can)
+        """How far the consumers of frames published for `version` are.
+
+        Raises:
+            BusUnavailable: the broker does not answer, or nobody ever consumed them.
+            Unsupported: this bus cannot tell.
+        """
+        raise Unsupported(f"a {type(self).__name__} does not tell how far its queues are")
+
     @abstractmethod
     def reply(self, reply_to: str, frame: bytes) -> None:
         """Publish responses on a sender's inbox.
@@ -280,6 +292,14 @@ class Bus(ABC):
 
         Returns once the handler has seen everything that is there.
         """
+
+    def table(self, name: str, *, max_bytes: int = -1) -> Table:  # noqa: ARG002 (for those that have them)
+        """A table of that name; it need not be there yet. The broker reserves `max_bytes`; -1 for no limit.
+
+        Raises:
+            Unsupported: this bus has none.
+        """
+        raise Unsupported(f"a {type(self).__name__} has no tables, which jobs are kept in")
 
     # Blobs: what is too large for a message
 

@@ -20,6 +20,8 @@ from qinfer.bus.base import (
     check_payload,
 )
 from qinfer.bus.memory.queue import MemoryConsumer, MemoryQueue
+from qinfer.bus.memory.table import MemoryTable, TableData
+from qinfer.bus.table import Backlog
 from qinfer.errors import BusUnavailable, NotFound, NoWorker, QInferError
 from qinfer.naming import Names, check_reply
 
@@ -37,6 +39,7 @@ class _Broker:
         self.buckets: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.revision = 0
         self.watchers: dict[str, list[MemoryWatcher]] = {}
+        self.tables: dict[str, TableData] = {}
         self.blobs: dict[str, bytes] = {}
         self.letters: dict[int, tuple[str, bytes]] = {}
         self.buried = 0
@@ -125,6 +128,9 @@ class MemoryBus(Bus):
     async def queued(self, model: str, version: str) -> int:
         return self._connection.queues[model].count(version)
 
+    async def backlog(self, model: str, version: str) -> Backlog:
+        return self._connection.queues[model].backlog(version)
+
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
         receiver = self._connection.inboxes.get(check_reply(reply_to))
@@ -185,6 +191,14 @@ class MemoryBus(Bus):
         for name, (value, _) in list(self._connection.buckets.get(bucket, {}).items()):
             watcher.tell(name, value)
         return watcher
+
+    def table(self, name: str, *, max_bytes: int = -1) -> MemoryTable:
+        return MemoryTable(
+            lambda: self._connection.tables.setdefault(name, TableData()),
+            max_bytes=max_bytes,
+            max_payload=self.max_payload,
+            tell=lambda then: self._loop.call_soon(then),
+        )
 
     async def put_blob(self, name: str, *parts: Data) -> None:
         self._connection.blobs[name] = b"".join(parts)

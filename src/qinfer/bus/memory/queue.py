@@ -7,6 +7,7 @@ import time
 from collections import deque
 
 from qinfer.bus.base import Consumer, Delivery, DeliveryHandler, QueueSpec
+from qinfer.bus.table import Backlog
 from qinfer.errors import QueueFull
 
 
@@ -31,6 +32,7 @@ class MemoryQueue:
         self._consumers: dict[str, deque[MemoryConsumer]] = {}
         self._messages = 0
         self._unended: dict[str, int] = {}
+        self._delivered: dict[str, int] = {}
         self._bytes = 0
         self._sequence = 0
         self._known: set[str] = set()
@@ -73,6 +75,11 @@ class MemoryQueue:
         """Frames for a version that are not ended yet."""
         return self._unended.get(version, 0)
 
+    def backlog(self, version: str) -> Backlog:
+        """How far the consumers of a version are."""
+        fresh = [entry for entry in self._waiting.get(version, ()) if not entry.attempt]
+        return Backlog(len(fresh), self._delivered.get(version, 0))
+
     def add(self, entry: _Entry, *, front: bool = False) -> None:
         waiting = self._waiting.setdefault(entry.version, deque())
         if front:
@@ -108,6 +115,7 @@ class MemoryQueue:
             idle = 0
             entry = waiting.popleft()
             entry.attempt += 1
+            self._delivered[version] = self._delivered.get(version, 0) + 1
             consumer.take(MemoryDelivery(self, entry, len(waiting)))
 
 

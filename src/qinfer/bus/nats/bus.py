@@ -42,13 +42,15 @@ from qinfer.bus.base import (
 from qinfer.bus.nats import questions
 from qinfer.bus.nats.confirmations import NO_QUEUE, Confirmations, refusal
 from qinfer.bus.nats.connection import Connection
-from qinfer.bus.nats.consumer import NatsConsumer
+from qinfer.bus.nats.consumer import NatsConsumer, state_of
 from qinfer.bus.nats.registry import NatsListener, NatsWatcher, Registry
 from qinfer.bus.nats.services import Services
 from qinfer.bus.nats.storage import Blobs, DeadLetters
+from qinfer.bus.nats.table import NatsTable, Tables
 from qinfer.bus.nats.trouble import patiently, unavailable
 from qinfer.bus.security import NatsSecurity
 from qinfer.bus.services import Service
+from qinfer.bus.table import Backlog
 from qinfer.errors import BusUnavailable, NoWorker, QInferError
 from qinfer.lifecycle import cancelled
 from qinfer.naming import ANSWER_LIFETIME, Names, check_reply
@@ -93,6 +95,7 @@ class NatsBus(Bus):
         self._blobs = Blobs(self._connection, self._jetstream, self.names)
         self._services = Services(self._connection)
         self._letters = DeadLetters(self._jetstream, self.names)
+        self._tables = Tables(self._connection, self._jetstream, max_payload=self.max_payload)
         self._connection.on_reconnect(self._reconnected)
         self._connection.on_look(self._look)
         await client.subscribe(
@@ -207,12 +210,14 @@ class NatsBus(Bus):
             raise BusUnavailable("the broker does not tell its time; expected nats-server 2.10") from error
 
     async def queued(self, model: str, version: str) -> int:
-        consumer = self.names.consumer(version)
-        try:
-            info = await self._jetstream.consumer_info(self.names.stream(model), consumer)
-        except (nats.errors.Error, OSError) as error:
-            raise unavailable(error) from error
-        return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+        with self._translated():
+            state = await state_of(self._jetstream, self.names.stream(model), self.names.consumer(version))
+        return state.waiting + state.unended
+
+    async def backlog(self, model: str, version: str) -> Backlog:
+        with self._translated():
+            state = await state_of(self._jetstream, self.names.stream(model), self.names.consumer(version))
+        return Backlog(state.waiting, state.delivered)
 
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
@@ -286,7 +291,10 @@ class NatsBus(Bus):
         self._watchers.append(watcher)
         return watcher
 
-    # Blobs and dead letters
+    # Tables, blobs and dead letters
+
+    def table(self, name: str, *, max_bytes: int = -1) -> NatsTable:
+        return self._tables.open(name, max_bytes)
 
     async def put_blob(self, name: str, *parts: Data) -> None:
         with self._translated():
@@ -368,6 +376,7 @@ class NatsBus(Bus):
         """Make anew what the broker may have forgotten; try until it can."""
         self._registry.forget()
         self._blobs.forget()
+        self._tables.forget()
         while not self._closed:
             try:
                 await self._remake_once()
@@ -385,3 +394,4 @@ class NatsBus(Bus):
         for watcher in list(self._watchers):
             if not watcher.closed:
                 await watcher.refresh()
+        await self._tables.refresh()

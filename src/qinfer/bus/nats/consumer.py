@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
 
 from qinfer.bus.base import Consumer, Delivery, DeliveryHandler
 from qinfer.bus.nats.connection import LOOK, Connection
@@ -37,6 +39,22 @@ _GRACE = 2.0  # seconds by which the server's word about a pull may be late
 _MISSING_AFTER = 8  # times in a row that nobody listened where pulls are sent
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerState:
+    """How far a durable consumer is: frames never delivered, delivered and not ended, deliveries so far."""
+
+    waiting: int
+    unended: int
+    delivered: int
+
+
+async def state_of(jetstream: JetStreamContext, stream: str, consumer: str) -> ConsumerState:
+    """Ask the broker how far a consumer is. Raises what the client library raises."""
+    info = await jetstream.consumer_info(stream, consumer)
+    delivered = info.delivered.consumer_seq if info.delivered else 0
+    return ConsumerState(int(info.num_pending or 0), int(info.num_ack_pending or 0), int(delivered))
 
 
 class NatsDelivery(Delivery):
