@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from asyncio.subprocess import PIPE
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -124,11 +125,13 @@ async def test_who_is_never_ready_is_told_of_with_his_last_words(
 
 async def test_who_listens_on_a_shared_port(unused_port: int) -> None:
     server = await asyncio.start_server(lambda *_: None, HOST, unused_port)
+    other = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
     try:
         assert await listens(os.getpid(), [unused_port])
-        assert not await listens(os.getppid(), [unused_port])
+        assert not await listens(other.pid, [unused_port])
     finally:
         server.close()
+        await other.communicate()
     assert not await listens(os.getpid(), [unused_port])
 
 

@@ -148,7 +148,7 @@ async def test_versions_are_routed(raw: RawClient) -> None:
 
 
 async def test_fields_to_come_are_ignored(raw: RawClient) -> None:
-    full = [*request(5, 1.0), [], 0, {}, 0, "", 0, "", "", "", "", 0, ""]
+    full = [*request(5, 1.0), [], 0, {}, 0, "", 0, "", "", "", "", 0, "", 0]
     assert len(full) == len(msgspec.structs.fields(Request))
     full += ["a field", {"of": ["version", 1.5]}]
     payload = msgpack.unpackb(raw.frame_of(full))

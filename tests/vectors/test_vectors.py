@@ -59,7 +59,7 @@ def plain(value: object) -> Any:
 def as_bytes(value: Any) -> Any:
     if isinstance(value, memoryview):
         return bytes(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [as_bytes(element) for element in value]
     return value
 
