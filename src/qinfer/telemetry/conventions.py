@@ -25,7 +25,11 @@ MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
 MESSAGING_CLIENT_ID: Final = "messaging.client.id"
 MESSAGING_BATCH_MESSAGE_COUNT: Final = "messaging.batch.message_count"
 
+MESSAGING_KAFKA_PARTITION: Final = "messaging.destination.partition.id"
+MESSAGING_KAFKA_OFFSET: Final = "messaging.kafka.offset"
+
 SYSTEM_NATS: Final = "nats"
+SYSTEM_KAFKA: Final = "kafka"
 OPERATION_PUBLISH: Final = "publish"
 OPERATION_SEND: Final = "send"
 OPERATION_PROCESS: Final = "process"
@@ -74,3 +78,8 @@ def process_span(model: str) -> str:
 def batch_span(model: str) -> str:
     """Name of the span of a batch."""
     return f"batch {model}"
+
+
+def score_span(topic: str) -> str:
+    """Name of the span of a record of a stream."""
+    return f"score {topic}"

@@ -32,7 +32,7 @@ from qinfer.telemetry.gateway import GatewayStats, QueueView
 from qinfer.telemetry.histogram import Histogram
 from qinfer.telemetry.stats import ModelStats
 
-Role: TypeAlias = Literal["gateway", "worker"]
+Role: TypeAlias = Literal["gateway", "worker", "kafka-score"]
 
 _MODEL = ("model", "version")
 
@@ -153,7 +153,7 @@ class WorkerCollector(Collector):
         yield batches
         yield errors
         for name, help_text, histogram in _WORKER_HISTOGRAMS:
-            yield _histogram_family(
+            yield histogram_family(
                 name, help_text, _MODEL, ((labels, histogram(stats)) for labels, stats in models)
             )
 
@@ -188,7 +188,7 @@ class GatewayCollector(Collector):
         for key, histogram in latencies:
             requests.add_metric(key, histogram.count)
         yield requests
-        yield _histogram_family(
+        yield histogram_family(
             "qinfer_request_duration_seconds", "Arrival of a request to its answer", labels, latencies
         )
         frames = tuple(self._stats.frames.items())
@@ -197,7 +197,7 @@ class GatewayCollector(Collector):
             published.add_metric((model,), sizes.rows.count)
         yield published
         for unit in ("rows", "requests"):
-            yield _histogram_family(
+            yield histogram_family(
                 f"qinfer_frame_{unit}",
                 f"{unit.capitalize()} of a published frame",
                 ("model",),
@@ -246,12 +246,19 @@ def new_registry(role: Role, *collectors: Collector) -> CollectorRegistry:
     return registry
 
 
-def _histogram_family(
+def histogram_family(
     name: str,
     help_text: str,
     labels: Sequence[str],
     histograms: Iterable[tuple[Sequence[str], Histogram]],
 ) -> HistogramMetricFamily:
+    """A family of our histograms.
+
+    Args:
+        name, help_text: of the family.
+        labels: names of its labels.
+        histograms: each with the values of its labels.
+    """
     family = HistogramMetricFamily(name, help_text, labels=labels)
     for values, histogram in histograms:
         family.add_metric(values, _buckets(histogram), histogram.total)

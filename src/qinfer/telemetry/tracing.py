@@ -37,14 +37,16 @@ _DISABLED_VARIABLE = "OTEL_SDK_DISABLED"
 
 
 def tracing_from_env(
-    role: Literal["gateway", "worker"], instance: str = "", environ: Mapping[str, str] = os.environ
+    role: Literal["gateway", "worker", "kafka-score"],
+    instance: str = "",
+    environ: Mapping[str, str] = os.environ,
 ) -> Tracing | None:
     """Set tracing up as the standard `OTEL_*` variables say; None, with the SDK not imported, when off.
 
     Tracing is on when OTEL_TRACES_EXPORTER or an OTLP endpoint is set, unless OTEL_SDK_DISABLED is true.
 
     Args:
-        role: gives the default service name, "qinfer-gateway" or "qinfer-worker".
+        role: gives the default service name: "qinfer-gateway", "qinfer-worker" or "qinfer-kafka-score".
         instance: id of this process, for `service.instance.id`.
         environ: decides whether and what to export and sample; OpenTelemetry reads the exporter's details
             from the process environment.
@@ -147,6 +149,44 @@ class Tracing:
             attributes={**shared, **{key: value for key, value in messaging.items() if value}},
         )
         return RequestSpan(server, producer, protocol, usable_tracestate(tracestate))
+
+    def start_record(
+        self,
+        name: str,
+        *,
+        system: str,
+        destination: str,
+        consumer: str,
+        traceparent: str,
+        tracestate: str = "",
+        attributes: Attributes | None = None,
+    ) -> Span:
+        """Open the CONSUMER span of a sampled record of a stream.
+
+        Args:
+            name: name of the span.
+            system: `messaging.system`, for instance "kafka".
+            destination: topic the record was read from.
+            consumer: consumer group that read it.
+            traceparent, tracestate: as the record has them.
+            attributes: further attributes.
+        """
+        messaging = {
+            names.MESSAGING_SYSTEM: system,
+            names.MESSAGING_OPERATION_NAME: names.OPERATION_PROCESS,
+            names.MESSAGING_OPERATION_TYPE: names.OPERATION_PROCESS,
+            names.MESSAGING_DESTINATION_NAME: destination,
+            names.MESSAGING_CONSUMER_GROUP_NAME: consumer,
+            names.MESSAGING_CLIENT_ID: self._instance,
+        }
+        return start_span(
+            self._tracer,
+            name,
+            remote_parent(traceparent, tracestate),
+            time_ns(),
+            kind=SpanKind.CONSUMER,
+            attributes={**messaging, **(attributes or {})},
+        )
 
     def record_batch(self, batch: TracedBatch, members: Sequence[TracedMember]) -> None:
         """Make all spans of an answered batch; `members` are its sampled requests, at least one."""

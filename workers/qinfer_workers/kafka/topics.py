@@ -1,0 +1,147 @@
+"""The topics of a pipeline: they are there, or made, before anything is read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qinfer.errors import BusUnavailable, QInferError, SetupError
+from qinfer_workers.kafka.clients import as_error, new_admin
+from qinfer_workers.kafka.contract import Pipeline
+
+if TYPE_CHECKING:
+    from aiokafka.admin import AIOKafkaAdminClient
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_MAX_BYTES = 1_048_588  # Kafka's own default of max.message.bytes
+_MAX_BYTES = "max.message.bytes"
+_TIMEOUT = 60.0  # seconds in which brokers answer, or are away
+_PAUSE = 0.1
+_UNKNOWN_TOPIC = 3
+_EXISTS = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A topic that is written to.
+
+    Attributes:
+        name: of the topic.
+        partitions: how many it had when the scorer started; at least one.
+        max_bytes: largest batch of records it takes.
+    """
+
+    name: str
+    partitions: int
+    max_bytes: int
+
+    def partition(self, source: int) -> int:
+        """Where records of a source partition go: always to the same, so that they keep their order."""
+        return source % self.partitions
+
+
+async def destinations(pipeline: Pipeline) -> tuple[Destination, Destination | None]:
+    """Look at the topics, create what may be created; returns output and dead letters.
+
+    Raises:
+        SetupError: a topic is missing, or an output is also a source.
+        BusUnavailable: the brokers do not answer.
+    """
+    topics = pipeline.topics
+    outputs = [topics.output, topics.dead] if topics.dead else [topics.output]
+    for name in outputs:
+        if name in topics.sources:
+            raise SetupError(f"topic {name!r} is both read and written; expected different ones")
+    what = f"Kafka at {pipeline.client.bootstrap}"
+    admin = new_admin(pipeline.client)
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            await admin.start()
+            known = await _partitions(admin, [*topics.sources, *outputs])
+            missing = [name for name in outputs if name not in known]
+            if missing and topics.create:
+                await _create(admin, pipeline, missing)
+                known = await _created(admin, known, missing)
+            for name in [*topics.sources, *outputs]:
+                if name not in known:
+                    raise SetupError(_missing(name, name in topics.sources))
+            limits = await _limits(admin, outputs)
+    except QInferError:
+        raise
+    except TimeoutError:
+        raise BusUnavailable(f"{what}: no answer within {_TIMEOUT:.0f} s") from None
+    except Exception as error:
+        raise as_error(error, what) from error
+    finally:
+        await admin.close()
+    found = [Destination(name, known[name], limits.get(name, _DEFAULT_MAX_BYTES)) for name in outputs]
+    return found[0], found[1] if topics.dead else None
+
+
+def _missing(name: str, source: bool) -> str:
+    if source:
+        return f"topic {name!r}, to be read, does not exist; expected its producers to create it"
+    return f"topic {name!r}, to be written, does not exist; create it, or let the pipeline do it (create)"
+
+
+async def _partitions(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """Number of partitions of those topics that exist."""
+    counts: dict[str, int] = {}
+    for topic in await admin.describe_topics(list(dict.fromkeys(names))):
+        if topic["error_code"] == _UNKNOWN_TOPIC:
+            continue
+        if topic["error_code"]:
+            from aiokafka.errors import for_code
+
+            raise for_code(topic["error_code"])(topic["topic"])
+        counts[topic["topic"]] = len(topic["partitions"])
+    return counts
+
+
+async def _create(admin: AIOKafkaAdminClient, pipeline: Pipeline, names: Iterable[str]) -> None:
+    from aiokafka.admin import NewTopic
+    from aiokafka.errors import for_code
+
+    topics = pipeline.topics
+    wanted = [NewTopic(name, topics.create, topics.replicas) for name in names]
+    answer = await admin.create_topics(wanted)
+    for name, code, *detail in answer.topic_errors:
+        if code and code != _EXISTS:  # another scorer may be creating it, too
+            raise SetupError(f"topic {name!r} cannot be created: {for_code(code).__name__} {detail}")
+        logger.info("topic %s created with %d partitions", name, topics.create)
+
+
+async def _created(
+    admin: AIOKafkaAdminClient, known: Mapping[str, int], names: Iterable[str]
+) -> dict[str, int]:
+    """What is known once the new topics are: brokers learn of them one after the other."""
+    missing = set(names)
+    while True:
+        found = await _partitions(admin, missing)
+        if missing <= found.keys():
+            return {**known, **found}
+        await asyncio.sleep(_PAUSE)
+
+
+async def _limits(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """The largest batch of each topic, where we may know."""
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+    from aiokafka.errors import KafkaError
+
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, {_MAX_BYTES: ""}) for name in names]
+    limits: dict[str, int] = {}
+    try:
+        answers: list[Any] = await admin.describe_configs(resources)
+    except KafkaError as error:
+        logger.info("limits of topics are not known: %s", error)
+        return limits
+    for answer in answers:
+        for code, _, _, name, entries in answer.resources:
+            for key, value, *_ in entries:
+                if not code and key == _MAX_BYTES and value:
+                    limits[name] = int(value)
+    return limits
