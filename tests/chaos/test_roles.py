@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from asyncio.subprocess import PIPE
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 from loadtest.chaos import roles
@@ -123,16 +123,21 @@ async def test_who_is_never_ready_is_told_of_with_his_last_words(
     assert "no model" in told.value.message
 
 
-async def test_who_listens_on_a_shared_port(unused_port: int) -> None:
+async def test_who_listens_on_a_shared_port(unused_port: int, other_process: int) -> None:
     server = await asyncio.start_server(lambda *_: None, HOST, unused_port)
-    other = await asyncio.create_subprocess_exec("cat", stdin=PIPE)
     try:
         assert await listens(os.getpid(), [unused_port])
-        assert not await listens(other.pid, [unused_port])
+        assert not await listens(other_process, [unused_port])
     finally:
         server.close()
-        await other.communicate()
     assert not await listens(os.getpid(), [unused_port])
+
+
+@pytest.fixture
+def other_process() -> Iterator[int]:
+    with Popen(["cat"], stdin=PIPE) as process:
+        yield process.pid
+        process.communicate()
 
 
 @pytest.fixture
