@@ -25,9 +25,9 @@ from qinfer.errors import (
     PayloadTooLarge,
     QInferError,
 )
+from qinfer.idempotency import check_fingerprint, fingerprint
 from qinfer.message import KEPT, PROTOCOL_VERSION, RequestFrame, Response, ResponseFrame, encode
 from qinfer_gateway.call import Call
-from qinfer_gateway.idempotency import check_fingerprint, fingerprint
 from qinfer_gateway.observer import Observer
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 from qinfer.bus import Bus
+from qinfer.deadlines import Deadlines
 from qinfer.errors import (
     BusUnavailable,
     Cancelled,
@@ -23,15 +24,14 @@ from qinfer.errors import (
     ShuttingDown,
 )
 from qinfer.message import Request, Response, ResponseFrame, decode_response_frame
+from qinfer.recovery import Recovery
 from qinfer_gateway.admission import Admission, Flight
 from qinfer_gateway.call import Call
 from qinfer_gateway.cancellations import Cancellations
 from qinfer_gateway.catalog import Target
-from qinfer_gateway.deadlines import Deadlines
 from qinfer_gateway.detours import Detours
 from qinfer_gateway.observer import Observer
 from qinfer_gateway.outbox import Outbox
-from qinfer_gateway.recovery import Recovery
 
 __all__ = ["Call", "Dispatcher"]
 

@@ -5,15 +5,9 @@ from __future__ import annotations
 from math import ceil
 
 from qinfer.errors import QInferError, QueueFull
+from qinfer.headers import POSITION, REASON, RETRY_AFTER, WAIT
 
-REASON = "x-qinfer-reason"
-"""The error's machine-readable reason."""
-RETRY_AFTER = "retry-after"
-"""Whole seconds after which a retry is worth trying, at least one."""
-POSITION = "x-qinfer-queue-position"
-"""Which place in the model's queue the request would have had, from 1."""
-WAIT = "x-qinfer-estimated-wait"
-"""Seconds until it would have been answered, with decimals."""
+__all__ = ["POSITION", "REASON", "RETRY_AFTER", "WAIT", "metadata", "whole_seconds"]
 
 
 def metadata(error: QInferError) -> tuple[tuple[str, str], ...]:

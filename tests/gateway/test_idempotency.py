@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qinfer.errors import InvalidRequest, KeyReused
+from qinfer.idempotency import MAX_KEY, check_fingerprint, check_key, fingerprint, name_of
 from qinfer.message import Request, Response, Tensor
 from qinfer_gateway.catalog import Target
-from qinfer_gateway.idempotency import MAX_KEY, check_fingerprint, check_key, fingerprint, name_of, set_key
+from qinfer_gateway.idempotency import set_key
 from tests.gateway.test_dispatcher import target
 
 printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=MAX_KEY)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from qinfer.errors import InvalidRequest
+from qinfer.headers import TIMEOUT
 
-HEADER = "x-qinfer-timeout-ms"
+HEADER = TIMEOUT
 
 _NUMBER = re.compile(rb"\d{1,12}(?:\.\d{1,9})?")
 

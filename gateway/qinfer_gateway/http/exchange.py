@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qinfer.errors import InternalError, InvalidRequest, PayloadTooLarge, QInferError, Unavailable
+from qinfer.headers import JSON_LENGTH
 from qinfer.keys import Permission
 from qinfer.message import Response, ResponseFrame
 from qinfer_gateway.auth.access import CHALLENGE, CREDENTIAL_HEADERS, Access
@@ -37,7 +38,7 @@ OFF_LOOP_BYTES = 64 * 1024
 _MAX_DIGITS = 18
 _BODIES = 16  # bodies of the largest size that may be arriving, all connections together
 _MAX_CHUNKS = 1024  # a body that trickles in by bytes takes no more memory than its bytes
-_HEADER_LENGTH = b"inference-header-content-length"
+_HEADER_LENGTH = JSON_LENGTH.encode()
 _KEY = KEY_HEADER.encode()
 _TIMEOUT = TIMEOUT_HEADER.encode()
 WANTED_HEADERS = frozenset(

@@ -15,10 +15,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
+from typing import Generic, Protocol, TypeVar
 
 from qinfer.bus import Bus
 from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
-from qinfer_gateway.call import Call
+from qinfer.message import Request
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,40 @@ _LATENCIES = 1.5  # mean latencies that an answer of before may take after a rec
 _GRAIN = 0.05  # seconds between two looks at what is due
 
 
-class Recovery:
+class HasLatency(Protocol):
+    """What is known of the other requests for a call's model."""
+
+    @property
+    def latency(self) -> float:
+        """Seconds that answers take, a mean of the latest."""
+
+
+class InFlight(Protocol):
+    """A request in flight.
+
+    Attributes:
+        number: its correlation number.
+        request: what was published; its `attempt` is counted up here.
+        deadline: on the monotonic clock.
+        sent_us: when it was published last; 0 before the first time.
+        interrupted: the connection to the broker was lost while it was in flight.
+    """
+
+    number: int
+    request: Request
+    deadline: float
+    sent_us: int
+    interrupted: bool
+
+    @property
+    def flight(self) -> HasLatency:
+        """Of its model."""
+
+
+CallT = TypeVar("CallT", bound=InFlight)
+
+
+class Recovery(Generic[CallT]):
     """Publishes again what a lost connection may have swallowed.
 
     Args:
@@ -48,12 +82,12 @@ class Recovery:
     def __init__(
         self,
         bus: Bus,
-        calls: Mapping[int, Call],
+        calls: Mapping[int, CallT],
         *,
         patience: float,
         grace: float = 2.0,
-        resend: Callable[[Call], None],
-        fail: Callable[[Call, QInferError], None],
+        resend: Callable[[CallT], None],
+        fail: Callable[[CallT, QInferError], None],
         hasten: Callable[[float], None],
     ) -> None:
         self._bus = bus
@@ -64,7 +98,7 @@ class Recovery:
         self._fail = fail
         self._hasten = hasten
         self._loop = asyncio.get_running_loop()
-        self._doubtful: dict[int, Call] = {}
+        self._doubtful: dict[int, CallT] = {}
         self._back_at = 0.0
         self._timers: set[asyncio.TimerHandle] = set()
         bus.on_disconnect(self._lost)
@@ -75,7 +109,7 @@ class Recovery:
         self._stop_timers()
         self._doubtful.clear()
 
-    def refused(self, calls: Sequence[Call], error: QInferError) -> list[Call]:
+    def refused(self, calls: Sequence[CallT], error: QInferError) -> list[CallT]:
         """The broker did not take calls, or nobody knows whether it did.
 
         Returns:
@@ -98,7 +132,7 @@ class Recovery:
             self._later(pause * random.uniform(0.5, 1.0), partial(self._again, again))
         return hopeless
 
-    def _transient(self, call: Call, error: QInferError) -> bool:
+    def _transient(self, call: CallT, error: QInferError) -> bool:
         """Whether another try may do better."""
         if isinstance(error, NoWorker) and not call.interrupted:
             # A live worker says that it serves the model: its queue is without a leader, or being made anew.
@@ -107,7 +141,7 @@ class Recovery:
             return False  # else an earlier try may be in that queue, or its answer on its way
         return isinstance(error, BusUnavailable | NoWorker | QueueFull) and self._repeatable(call)
 
-    def unsent(self, call: Call, error: QInferError) -> bool:
+    def unsent(self, call: CallT, error: QInferError) -> bool:
         """The connection does not take a call: whether it waits for it, as one does that was sent before."""
         if not (call.request.attempt and isinstance(error, BusUnavailable) and self._repeatable(call)):
             return False
@@ -151,13 +185,13 @@ class Recovery:
             wait = min(due[number] for number in self._doubtful) - now
             self._later(max(wait, _GRAIN), self._resend_doubtful)
 
-    def _due(self, call: Call) -> float:
+    def _due(self, call: CallT) -> float:
         """When a call is published again: after its answer should have come, with time left for another."""
         patient = self._grace + _LATENCIES * call.flight.latency
         half = (call.deadline - self._back_at) / 2
         return self._back_at + min(patient, max(self._grace, half))
 
-    def _again(self, calls: Iterable[Call]) -> None:
+    def _again(self, calls: Iterable[CallT]) -> None:
         for call in calls:
             # One that was not sent yet has large tensors, which are still on their way.
             if call.number in self._calls and call.sent_us and self._repeatable(call):
@@ -165,7 +199,7 @@ class Recovery:
                 self._resend(call)
 
     @staticmethod
-    def _repeatable(call: Call) -> bool:
+    def _repeatable(call: CallT) -> bool:
         # One with an idempotency key has its answer kept: there is another way to it.
         return call.request.attempt < _MAX_ATTEMPTS and not call.request.idempotency
 

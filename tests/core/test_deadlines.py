@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from qinfer_gateway.deadlines import Deadlines
+from qinfer.deadlines import Deadlines
 from tests.workers.support import advance, on_virtual_time
 
 MS = 1e-3
