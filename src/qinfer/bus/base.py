@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from qinfer.bus.services import Service
 from qinfer.errors import PayloadTooLarge, QInferError, Unsupported
@@ -47,6 +47,23 @@ class QueueSpec:
     max_bytes: int = 64 << 20
     storage: Literal["memory", "file"] = "file"
     replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarantees:
+    """What not every broker can give. Nothing that is correct may depend on it, only how well it does.
+
+    Attributes:
+        order: the frames of one sender are delivered in the order in which they were published.
+        fair: a frame goes to any consumer that has credit, and comes to another one when it is given back.
+        backlog: `Delivery.pending` counts all that is queued.
+        silence: a question that nobody listens for ends at once, and not at its timeout.
+    """
+
+    order: bool = True
+    fair: bool = True
+    backlog: bool = True
+    silence: bool = True
 
 
 class Delivery(ABC):
@@ -133,8 +150,10 @@ class Bus(ABC):
         names: subjects and streams of the namespace.
         reply_to: this connection's inbox, to put into request frames.
         max_payload: largest frame in bytes.
+        guarantees: what this broker gives beyond what every broker does.
     """
 
+    guarantees: ClassVar[Guarantees] = Guarantees()
     names: Names
     reply_to: str
     max_payload: int
