@@ -323,8 +323,6 @@ def test_a_model_that_cannot_be_loaded_is_told_with_its_cause(
 
 
 def test_what_the_backend_cannot_do_is_told_when_loading(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="decoupled: found true; expected false"):
-        load(tmp_path, execute_body(DOUBLE), decoupled=True)
     with pytest.raises(Unsupported, match=r"EXECUTION_ENV_PATH: found 'env\.tar\.gz'"):
         load(tmp_path, execute_body(DOUBLE), parameters={"EXECUTION_ENV_PATH": "env.tar.gz"})
     with pytest.raises(ConfigError, match=r"no model file; expected model\.py"):

@@ -23,6 +23,8 @@ MS = 1e-3
 class StubThread:
     """Notes the batches it is given; `finish` ends the one it runs."""
 
+    load = 0
+
     def __init__(self) -> None:
         self.idle = True
         self.batches: list[Batch] = []
@@ -31,6 +33,10 @@ class StubThread:
         assert self.idle
         self.idle = False
         self.batches.append(batch)
+
+    @property
+    def quiet(self) -> bool:
+        return self.idle
 
 
 class Scene:

@@ -255,7 +255,7 @@ async def test_what_expires_while_it_waits_for_the_instances_is_not_run(
 async def test_an_instance_that_hangs_is_waited_for_no_longer_than_somebody_waits(
     stage: Stage, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qinfer_workers.service._HOLD_TIMEOUT", 0.01)
+    monkeypatch.setattr("qinfer_workers.alone._HOLD_TIMEOUT", 0.01)
     now = time.time_ns() // 1000
     delivery = await take_once(stage, request_of(1, deadline_us=now + 50_000))
     service = await stage.serve(held_by(gate))
@@ -271,7 +271,7 @@ async def test_an_instance_that_hangs_is_waited_for_no_longer_than_somebody_wait
 async def test_a_redelivered_request_that_hangs_does_not_hold_up_the_others(
     stage: Stage, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qinfer_workers.service._HOLD_TIMEOUT", 0.01)
+    monkeypatch.setattr("qinfer_workers.alone._HOLD_TIMEOUT", 0.01)
     now = time.time_ns() // 1000
     await deliver_once(stage, request_of(1, deadline_us=now + 50_000))
     service = await stage.serve(held_by(gate))

@@ -17,7 +17,7 @@ from qinfer.bus import Bus
 from qinfer.claims import Claims
 from qinfer.errors import BusUnavailable, KeyReused, PayloadTooLarge, QInferError, QueueFull
 from qinfer.lifecycle import cancelled
-from qinfer.message import KEPT, BatchInfo, Request, Response, WireError, encode
+from qinfer.message import FINAL, KEPT, BatchInfo, Request, Response, WireError, encode
 from qinfer_workers.replies import NO_BATCH, Replies
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ def _fail(response: Response, error: QInferError) -> None:
     """Turn an answer into an error."""
     response.error = WireError.of(error)
     response.outputs, response.parameters = [], {}
+    response.flags |= FINAL  # it ends a stream, too
 
 
 async def _persist(operation: Callable[[], Awaitable[T]]) -> T:

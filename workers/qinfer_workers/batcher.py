@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from qinfer.repository import ModelConfig
 from qinfer.signature import Plan
@@ -30,6 +31,9 @@ _GRAIN = 0.002  # deadlines this close together are served by one look; timers m
 # fire again and again until the next one has begun; and sums of milliseconds are a rounding error from it.
 _ROUND_UP = 0.000499
 _ROUNDING = 1e-6
+
+
+_load = attrgetter("load")
 
 
 class _Window:
@@ -113,6 +117,10 @@ class Batcher:
         else:
             self.schedule()
 
+    def calmed(self) -> None:
+        """An instance has ended what it had begun before."""
+        self._finished.set()
+
     def drop(self, gone: Callable[[Member], bool]) -> list[Member]:
         """Take out the waiting requests that are `gone`."""
         dropped: list[Member] = []
@@ -132,14 +140,14 @@ class Batcher:
         return dropped
 
     async def hold(self, timeout: float, wanted: Callable[[], bool]) -> None:
-        """Submit no further batches until `release`; returns when all instances are idle.
+        """Submit no further batches until `release`; returns when nothing runs on the instances.
 
         After `timeout` seconds one has to do: an instance that hangs must not stop the others for ever. Where
         none is, it is waited for as long as what it is wanted for is `wanted`.
         """
         self._held = True
         give_up = self._loop.time() + timeout
-        while not all(instance.idle for instance in self._instances):
+        while not all(instance.quiet for instance in self._instances):
             self._finished.clear()
             try:
                 async with asyncio.timeout_at(give_up):
@@ -177,6 +185,8 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         idle = [instance for instance in self._instances if instance.idle]
+        if len(idle) > 1:
+            idle.sort(key=_load)
         now = self._loop.time()
         wake = float("inf")
         # Oldest window first; dictionaries keep that order because an emptied window is removed.

@@ -86,7 +86,7 @@ class Executor:
             failure = error
         else:
             logger.warning("model %s failed", self._name, exc_info=error)
-            failure = ModelFailed(f"model {self._name!r}: {_describe(error)}")
+            failure = ModelFailed(f"model {self._name!r}: {describe(error)}")
         batch.members[0].response = _failure(batch.members[0], failure)
 
     def _abandon(self, batch: Batch) -> None:
@@ -167,7 +167,8 @@ class _Column:
         )
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """An exception's type and message, whatever model code made of it."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 (an exception of model code that cannot be printed)

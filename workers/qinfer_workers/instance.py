@@ -8,11 +8,20 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from time import perf_counter_ns
+from typing import Protocol
 
 from qinfer_workers.batch import Batch
-from qinfer_workers.execution import Executor, Timing
+from qinfer_workers.execution import Timing
 
 logger = logging.getLogger(__name__)
+
+
+class BatchExecutor(Protocol):
+    """What an instance's thread runs batches with; called from that thread only."""
+
+    def execute(self, batch: Batch) -> Timing: ...
+
+    def close(self) -> None: ...
 
 
 class Completion:
@@ -38,19 +47,29 @@ class InstanceThread:
     """
 
     def __init__(
-        self, name: str, load: Callable[[], Executor], on_done: Callable[[Completion], None]
+        self, name: str, load: Callable[[], BatchExecutor], on_done: Callable[[Completion], None]
     ) -> None:
         self.name = name
         self.idle = False
         self.batch: Batch | None = None
         """The batch it runs, if any."""
-        self._load = load
+        self._loading = load
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._loaded: asyncio.Future[None] = self._loop.create_future()
         self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"instance-{name}", daemon=True)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing runs here at all."""
+        return self.idle
+
+    @property
+    def load(self) -> int:
+        """Requests it works on beside the batch it may be given."""
+        return 0
 
     async def start(self) -> None:
         """Load the instance; raises what its backend raised."""
@@ -74,24 +93,30 @@ class InstanceThread:
 
     def _run(self) -> None:
         try:
-            executor = self._load()
+            executor = self._loading()
         except BaseException as error:  # noqa: BLE001 (handed to whoever awaits start())
             self._tell(self._refuse, error)
             self._tell(self._stopped.set)
             return
         self._tell(self._accept)
-        while (batch := self._queue.get()) is not None:
-            started = perf_counter_ns()
-            timing = executor.execute(batch)
-            completion = Completion(self, batch, timing, started, perf_counter_ns())
-            self._tell(self._done, completion)
-            # An idle thread must not keep the last batch's tensors alive.
-            del batch, completion
+        self._work(executor)
         try:
             executor.close()
         except BaseException:  # model code may even exit; whoever awaits close() must hear of the end
             logger.exception("instance %s failed to close", self.name)
         self._tell(self._stopped.set)
+
+    def _work(self, executor: BatchExecutor) -> None:
+        """Run batches until there is no more."""
+        while (batch := self._queue.get()) is not None:
+            self._execute(executor, batch)
+            # An idle thread must not keep the last batch's tensors alive.
+            del batch
+
+    def _execute(self, executor: BatchExecutor, batch: Batch) -> None:
+        started = perf_counter_ns()
+        timing = executor.execute(batch)
+        self._tell(self._done, Completion(self, batch, timing, started, perf_counter_ns()))
 
     def _accept(self) -> None:
         if not self._loaded.done():  # whoever awaited start() may have been cancelled

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from qinfer.errors import ConfigError, QInferError
 from qinfer.registry import ModelRecord, TensorRecord
@@ -16,11 +17,13 @@ from qinfer.signature import Signature
 from qinfer.telemetry.stats import ModelStats
 from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.backends import find
-from qinfer_workers.backends.base import Backend, InstanceSpec
+from qinfer_workers.backends.base import Backend, Instance, InstanceSpec, StreamingInstance
+from qinfer_workers.batch import Member
 from qinfer_workers.execution import Executor
 from qinfer_workers.instance import Completion, InstanceThread
 from qinfer_workers.record import BatchRecorder
 from qinfer_workers.served import ServedVersion
+from qinfer_workers.streams import StreamingExecutor, StreamingThread, StreamMember, StreamSignature
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ async def load_version(
         raise ConfigError(
             f"{entry.directory}: instance_group: {len(places)} instances; expected 1 to {_MAX_INSTANCES}"
         )
+    streams = _streams(backend, config)
     instances: list[InstanceThread] = []
     try:
         for number, (kind, device) in enumerate(places):
@@ -84,7 +88,7 @@ async def load_version(
                 kind=kind,
                 device=device,
             )
-            instance = InstanceThread(name, partial(_load, backend, spec), partial(on_done, str(version)))
+            instance = _thread(backend, spec, partial(on_done, str(version)))
             await instance.start()
             instances.append(instance)
     except BaseException:
@@ -94,7 +98,10 @@ async def load_version(
         version=str(version),
         config=config,
         instances=instances,
-        signature=Signature(config.inputs, config.outputs, config.max_batch_size),
+        signature=(StreamSignature if streams else Signature)(
+            config.inputs, config.outputs, config.max_batch_size
+        ),
+        member=StreamMember if streams else Member,
         recorder=BatchRecorder(stats or ModelStats(config.name, str(version)), tracing, subject),
     )
 
@@ -112,9 +119,25 @@ def _complete(backend: Backend, entry: ModelEntry, version: int) -> ModelConfig:
     return config
 
 
+def _streams(backend: Backend, config: ModelConfig) -> bool:
+    """Whether a model's instances are `StreamingInstance`s."""
+    return config.decoupled and bool(getattr(backend, "streams", False))
+
+
+def _thread(backend: Backend, spec: InstanceSpec, on_done: Callable[[Completion], None]) -> InstanceThread:
+    if _streams(backend, spec.config):
+        return StreamingThread(spec.name, partial(_load_streaming, backend, spec), on_done)
+    return InstanceThread(spec.name, partial(_load, backend, spec), on_done)
+
+
 def _load(backend: Backend, spec: InstanceSpec) -> Executor:
     with _as_config_error(spec.config.name, spec.version_directory):
-        return Executor(spec.config, backend.load(spec))
+        return Executor(spec.config, cast(Instance, backend.load(spec)))
+
+
+def _load_streaming(backend: Backend, spec: InstanceSpec) -> StreamingExecutor:
+    with _as_config_error(spec.config.name, spec.version_directory):
+        return StreamingExecutor(spec.config, cast(StreamingInstance, backend.load(spec)))
 
 
 @contextmanager

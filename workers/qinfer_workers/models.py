@@ -107,6 +107,7 @@ class Models:
             ),
         )
         self._completions: dict[ServedVersion, _Completions] = {}
+        bus.on_disconnect(self._cut_off)
         self.problems: dict[str, str] = {}
         """What could not be loaded, and why, by model."""
 
@@ -161,6 +162,10 @@ class Models:
                 wrong = version in self._failed.get(name, [version])
                 tell(name, version, "READY", self.problems.get(name, "") if wrong else "")
         return list(states.values())
+
+    def _cut_off(self) -> None:
+        for service in {*self.services.values(), *self._leaving.services}:
+            service.cut_off()
 
     # Changes
 

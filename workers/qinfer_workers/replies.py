@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -24,6 +24,18 @@ logger = logging.getLogger(__name__)
 
 NO_BATCH = BatchInfo()
 """Of responses that were in no batch."""
+
+
+class _EncodedFrame(msgspec.Struct, array_like=True, gc=False):
+    """A `ResponseFrame` whose responses are encoded already."""
+
+    version: int
+    worker: str
+    model_version: str
+    batch: BatchInfo
+    responses: list[msgspec.Raw]
+    error: None
+    backlog: int
 
 
 class Replies:
@@ -56,6 +68,16 @@ class Replies:
         backlog = self._backlog()
         frame = ResponseFrame(PROTOCOL_VERSION, self._worker, version, info, responses, backlog=backlog)
         return self._publish(reply_to, frame)
+
+    def stream(self, reply_to: str, version: str, info: BatchInfo, responses: Sequence[bytes]) -> bool:
+        """Publish some of many responses to one sender, encoded and together not too large for a message.
+
+        Returns:
+            False when the connection does not take them.
+        """
+        raw = [msgspec.Raw(response) for response in responses]
+        frame = _EncodedFrame(PROTOCOL_VERSION, self._worker, version, info, raw, None, self._backlog())
+        return self.tell(reply_to, encode(frame))
 
     def encode(self, version: str, info: BatchInfo, response: Response) -> bytes:
         """A frame with one response; one that has no wire form becomes the error that says so."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qinfer.repository import ModelConfig
 from qinfer.signature import Signature
+from qinfer_workers.batch import Member
 from qinfer_workers.batcher import Batcher
 from qinfer_workers.instance import InstanceThread
 from qinfer_workers.record import BatchRecorder
@@ -22,6 +23,13 @@ class ServedVersion:
     recorder: BatchRecorder
     signature: Signature
     batcher: Batcher | None = None
+    member: type[Member] = Member
+    """What its requests become: of a decoupled model, `StreamMember`s."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether it gives many responses to a request."""
+        return self.member is not Member
 
     @property
     def batches(self) -> Batcher:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from time import perf_counter_ns
 
@@ -19,9 +18,10 @@ from qinfer.claims import Claims
 from qinfer.errors import ModelNotFound, QInferError
 from qinfer.lifecycle import cancelled
 from qinfer.message import Request, RequestFrame, decode_cancel_frame, decode_request_frame
+from qinfer_workers.alone import Alone
 from qinfer_workers.answers import Answers
 from qinfer_workers.backlog import Backlog
-from qinfer_workers.batch import Batch, HeldFrame, Member
+from qinfer_workers.batch import HeldFrame, Member
 from qinfer_workers.batcher import Batcher
 from qinfer_workers.cancellation import Cancellations, cancel_held
 from qinfer_workers.clock import BrokerClock, calibrate, follow
@@ -34,11 +34,11 @@ from qinfer_workers.replies import Replies
 from qinfer_workers.senders import Senders
 from qinfer_workers.served import ServedVersion
 from qinfer_workers.settlement import Settlement
+from qinfer_workers.streams import Streams
 
 logger = logging.getLogger(__name__)
 
 _CLAIM_BYTES = 512 << 20  # held of large tensors, where nothing else is said
-_HOLD_TIMEOUT = 30.0  # seconds that redelivered requests wait for all instances
 _NOTHING_SETTLED: Settled = {}
 
 
@@ -79,7 +79,6 @@ class ModelService:
         self._cancellations = Cancellations()
         self._cancel_watch: Watcher | None = None
         self._queued = Backlog(self._asks_for)
-        self._isolated: dict[Batch, asyncio.Event] = {}
         self._credit = Credit(
             max_batch_size=max(served.config.max_batch_size for served in versions),
             instances=sum(len(served.instances) for served in versions),
@@ -106,6 +105,16 @@ class ModelService:
             held=self._held.__contains__,
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self._alone = Alone(model, self._loaded, self._held)
+        self._streams = Streams(
+            bus,
+            model,
+            settlement=self._settlement,
+            replies=self._replies,
+            answers=self._answers,
+            credit=self._credit,
+            finished=self._alone.finished,
+        )
         for served in versions:
             self._open(served)
         self._isolation = Isolation(
@@ -115,8 +124,8 @@ class ModelService:
             max_deliver=max_deliver,
             batch_rows=max(served.config.max_batch_size for served in versions),
             turn=turn or asyncio.Lock(),
-            alone=self._alone,
-            run=self._run_alone,
+            alone=self._alone.hold,
+            run=self._alone.run,
             give_up=self._settlement.give_up,
             answered=self._settlement.pass_over,
             wanted=self._settlement.is_wanted,
@@ -148,6 +157,7 @@ class ModelService:
         if not await self._held.idle(timeout):
             logger.warning("model %s: %d frames given back to the queue", self.model, len(self._held))
         await self._isolation.close()
+        self._streams.interrupt()
         await self._intake.close()
         await self._answers.close()
         for served in self._loaded:
@@ -206,6 +216,7 @@ class ModelService:
             held = self._held.of(served)
             what = f"model {self.model} version {served.version}"
             logger.warning("%s: %d frames given back to the queue", what, len(held))
+            self._streams.interrupt(served)
             for member in served.batches.close():
                 self._credit.freed(member.rows)
             for frame in held:
@@ -221,6 +232,8 @@ class ModelService:
             company=self._senders.company,
             expired=partial(self._settlement.expire, served),
         )
+        if served.streams:
+            self._streams.adopt(served)
         served.recorder.stats.pending = partial(getattr, served.batcher, "waiting")
 
     def _newest(self) -> ServedVersion:
@@ -295,6 +308,7 @@ class ModelService:
         rows = 0
         refused: list[tuple[Request, QInferError]] = []
         members: dict[int, Member] = {}
+        member = Member if served is None else served.member
         for place, request in enumerate(frame.requests):
             if settled and place in settled:
                 error = settled[place]
@@ -314,7 +328,7 @@ class ModelService:
             if request.deadline_us:
                 deadline = held.arrived + (request.deadline_us - frame.sent_us - age) / 1e6
             rows += request_rows
-            members[place] = Member(request, held, plan, request_rows, deadline)
+            members[place] = member(request, held, plan, request_rows, deadline)
         self._credit.took(rows)
         if self._cancellations:
             self._drop_cancelled(frame, served, members)
@@ -334,50 +348,23 @@ class ModelService:
         for member in members.values():
             add(member)
 
-    # Redelivered requests (see `isolation`)
-
-    @asynccontextmanager
-    async def _alone(self, members: Collection[Member]) -> AsyncIterator[None]:
-        """Nothing runs on the model's instances within, or nobody waits for the members any more."""
-
-        def wanted() -> bool:
-            return not all(member.is_cancelled() for member in members)
-
-        batchers = [version.batches for version in self._loaded]
-        try:
-            for batcher in batchers:
-                await batcher.hold(_HOLD_TIMEOUT, wanted)
-            yield
-        finally:
-            for batcher in batchers:
-                batcher.release()
-
-    async def _run_alone(self, served: ServedVersion, members: Sequence[Member]) -> None:
-        """Run members on one of the instances, within `_alone`."""
-        if not any(member.frame in self._held for member in members):
-            return  # given back when the version had to leave
-        batch = Batch(members, "isolated", batched=served.config.max_batch_size > 0)
-        done = self._isolated[batch] = asyncio.Event()
-        next(instance for instance in served.instances if instance.idle).submit(batch)
-        while not done.is_set():
-            try:
-                async with asyncio.timeout(_HOLD_TIMEOUT):
-                    await done.wait()
-            except TimeoutError:
-                if batch.is_cancelled():  # an instance that hangs must not hold up all that comes again
-                    logger.warning("model %s: a redelivered request does not end", self.model)
-                    return
-
     # Cancelled requests (see `cancellation`)
 
     def _cancel(self, notice: bytes) -> None:
-        """Nobody waits for these requests: those held here are dropped, the others remembered."""
+        """Nobody waits for these requests: those held here are dropped, the others remembered.
+
+        Of others it says how much of their streams was taken.
+        """
         try:
             frame = decode_cancel_frame(notice)
         except QInferError as error:
             logger.warning("model %s: a cancellation cannot be read: %s", self.model, error)
             return
+        streaming = self._streams.heard(frame) if self._streams else set()
+        if not frame.ids:
+            return
         unseen = cancel_held(frame, self._loaded, self._isolation.members(), drop=self._settlement.drop)
+        unseen -= streaming
         self._cancellations.remember(frame.reply_to, unseen, self._loop.time())
         self._credit.top_up()
 
@@ -391,9 +378,14 @@ class ModelService:
                 self._settlement.drop(served, member)
 
     def completed(self, served: ServedVersion, completion: Completion) -> None:
-        """An instance finished a batch: answer its members."""
+        """An instance finished a batch, or has begun one of a decoupled model: answer its members."""
         served.batches.completed(completion)
-        self._settlement.answer(served, completion)
-        batch = completion.batch
-        if batch.reason == "isolated":
-            self._isolated.pop(batch).set()
+        if served.streams:
+            self._streams.executed(completion)
+        else:
+            self._settlement.answer(served, completion)
+            self._alone.finished(completion.batch)
+
+    def cut_off(self) -> None:
+        """The connection to the broker was lost: nobody knows how much of the open streams arrived."""
+        self._streams.interrupt()

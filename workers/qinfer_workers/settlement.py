@@ -93,6 +93,13 @@ class Settlement:
             self._close(frame)
         served.recorder.executed(completion)
 
+    def ended(self, member: Member, *, sent: bool) -> None:
+        """A request that many responses were given to has ended; with `sent` false it is delivered again."""
+        frame = member.frame
+        self._senders.answered(frame.reply_to, 1)
+        frame.unsent = frame.unsent or not sent
+        self._close(frame)
+
     def refuse(
         self, held: HeldFrame, refused: Iterable[tuple[Request, QInferError]], served: ServedVersion | None
     ) -> None:

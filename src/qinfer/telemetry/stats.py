@@ -40,9 +40,9 @@ class ModelStats:
 
     __slots__ = (
         "batch_rows", "batch_wait", "closed", "compute_infer", "compute_infer_ns", "compute_input_ns",
-        "compute_output_ns", "executions", "failed", "failed_ns", "last_failure", "last_inference_ms",
-        "memory_usage", "model", "pending", "queue_ns", "queue_wait", "request_ns", "responses", "rows",
-        "sizes", "succeeded", "version",
+        "compute_output_ns", "executions", "failed", "failed_ns", "first_response", "last_failure",
+        "last_inference_ms", "memory_usage", "model", "pending", "queue_ns", "queue_wait", "request_ns",
+        "responses", "rows", "sizes", "succeeded", "version",
     )  # fmt: skip
 
     def __init__(self, model: str, version: str, *, pending: Callable[[], int] = lambda: 0) -> None:
@@ -69,6 +69,7 @@ class ModelStats:
         self.batch_wait = Histogram(DURATION_SECONDS, unit=_NS)
         self.compute_infer = Histogram(DURATION_SECONDS, unit=_NS)
         self.batch_rows = Histogram(POWERS_OF_TWO)
+        self.first_response = Histogram(DURATION_SECONDS, unit=_NS)
 
     def record_batch(
         self,

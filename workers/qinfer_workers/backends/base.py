@@ -3,11 +3,14 @@
 A backend turns a model directory into instances; an instance runs batches. Both are called from the
 instance's own thread, never from the event loop, and never by two threads at once. `docs/backends.md`
 writes one in 30 lines.
+
+Instances of a decoupled model (`model_transaction_policy { decoupled: true }`) give any number of responses
+to a request: see `StreamingInstance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -142,6 +145,75 @@ class Instance(Protocol):
         """Free what the instance holds. Called once, after its last batch."""
 
 
+class Responder(Protocol):
+    """Where a decoupled model's responses to one request go. Any thread may use it, also after `execute`."""
+
+    def send(self, outputs: Outputs | QInferError | None, *, final: bool = False) -> None:
+        """Give one response.
+
+        Waits while the caller has not taken enough of the earlier ones, at most until the request's deadline.
+        What is sent when nobody waits any more is dropped.
+
+        Args:
+            outputs: the response; an error, which is the last one; or None, with `final`, where the response
+                before was the last, or there is none at all.
+            final: nothing follows.
+
+        Raises:
+            ModelFailed: the last response was sent before.
+            Cancelled: nobody has waited for a long while, and the model goes on as if it had not been told.
+        """
+
+    def has_room(self) -> bool:
+        """Whether `send` would return at once."""
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for any (more) responses: the model is to stop."""
+
+    def let_go(self) -> None:
+        """Nothing will be sent any more. Without a last response before, that fails the request."""
+
+
+class StreamingMember(Member, Protocol):
+    """One request for a decoupled model."""
+
+    @property
+    def responder(self) -> Responder: ...
+
+
+class StreamingBatch(Batch, Protocol):
+    """What an instance of a decoupled model begins at once."""
+
+    @property
+    def members(self) -> Sequence[StreamingMember]: ...
+
+
+Responses: TypeAlias = Iterator[Outputs | QInferError]
+"""Responses to one request, made one by one as they are asked for. One that is a generator is closed when
+nobody waits any more."""
+
+
+class StreamingInstance(Protocol):
+    """A loaded copy of a decoupled model."""
+
+    def execute(self, batch: StreamingBatch) -> Sequence[Responses | QInferError] | None:
+        """Begin to answer the requests of a batch.
+
+        Returns:
+            None where the responses go to the members' responders, now or later. Else one entry a member, in
+            order: its error, or an iterator over its responses. Iterators are advanced in the instance's
+            thread, in turn, each only when there is room for a response; further batches begin between
+            two responses.
+
+        Raises:
+            QInferError: the batch failed. Members that have not been answered to their end are run again in
+                smaller batches, to find the one that is the cause. Any other exception becomes `ModelFailed`.
+        """
+
+    def close(self) -> None:
+        """Free what the instance holds. Called once, after its last batch."""
+
+
 class Backend(Protocol):
     """Makes instances. Found by the entry point group `qinfer.backends`; the class takes no arguments."""
 
@@ -163,8 +235,11 @@ class Backend(Protocol):
             ConfigError: the file contradicts the configuration or cannot be read.
         """
 
-    def load(self, spec: InstanceSpec) -> Instance:
-        """Load one instance.
+    def load(self, spec: InstanceSpec) -> Instance | StreamingInstance:
+        """Load one instance: of a decoupled model a `StreamingInstance`, where the backend has such.
+
+        A backend that has says so with a class attribute `streams = True`. With any other a decoupled model
+        gives one response to each request.
 
         Raises:
             ConfigError: something in the model's configuration or files is wrong.

@@ -12,7 +12,18 @@ from typing import Any
 from qinfer.datatypes import Array
 from qinfer.errors import ModelFailed, QInferError
 from qinfer.repository import ModelConfig
-from qinfer_workers.backends.base import Batch, Instance, Member, Outputs, OutputsWithParameters
+from qinfer_workers.backends.base import (
+    Batch,
+    Instance,
+    Member,
+    Outputs,
+    OutputsWithParameters,
+    Responder,
+    Responses,
+    StreamingBatch,
+    StreamingInstance,
+    StreamingMember,
+)
 
 
 def reshaping(config: ModelConfig, instance: Instance) -> Instance:
@@ -22,13 +33,19 @@ def reshaping(config: ModelConfig, instance: Instance) -> Instance:
     return ReshapingInstance(config, instance)
 
 
-class ReshapingInstance:
-    """Shows another instance its inputs in the shapes of `reshape`, and takes its outputs back to `dims`."""
+def reshaping_streams(config: ModelConfig, instance: StreamingInstance) -> StreamingInstance:
+    """The same for an instance of a decoupled model."""
+    if all(spec.reshape is None for spec in (*config.inputs, *config.outputs)):
+        return instance
+    return ReshapingStreams(config, instance)
 
-    def __init__(self, config: ModelConfig, instance: Instance) -> None:
+
+class _Shapes:
+    """The shapes of a model's `reshape`s."""
+
+    def __init__(self, config: ModelConfig) -> None:
         batched = config.max_batch_size > 0
         self._name = config.name
-        self._instance = instance
         self._inputs = {
             spec.name: _Reshape(spec.dims, spec.reshape, batched=batched)
             for spec in config.inputs
@@ -40,33 +57,19 @@ class ReshapingInstance:
             if spec.reshape is not None
         }
 
-    def execute(self, batch: Batch) -> Outputs | Sequence[Outputs | QInferError]:
-        """See `Instance.execute`.
-
-        Raises:
-            ModelFailed: an output does not have the shape the configuration promises.
-        """
-        result = self._instance.execute(_ReshapedBatch(batch, self._inputs))
-        if isinstance(result, Mapping):
-            return self._back(result)
-        return [self._answer(answer) for answer in result]
-
-    def close(self) -> None:
-        """Close the instance."""
-        self._instance.close()
-
-    def _answer(self, answer: Outputs | QInferError) -> Outputs | QInferError:
+    def back(self, answer: Outputs | QInferError) -> Outputs | QInferError:
+        """A response in the shapes clients use, or what is wrong with it."""
         if isinstance(answer, QInferError):
             return answer
         try:
-            outputs = self._back(answer)
+            outputs = self._shaped(answer)
         except ModelFailed as error:
             return error
         if isinstance(answer, OutputsWithParameters):
             return OutputsWithParameters(outputs, parameters=answer.parameters)
         return outputs
 
-    def _back(self, outputs: Outputs) -> Outputs:
+    def _shaped(self, outputs: Outputs) -> Outputs:
         shaped = dict(outputs)
         for name, reshape in self._outputs.items():
             if name in shaped:
@@ -79,6 +82,57 @@ class ReshapingInstance:
                         f" {list(reshape.source)} after the batch dimension: {error}"
                     ) from None
         return shaped
+
+
+class ReshapingInstance(_Shapes):
+    """Shows another instance its inputs in the shapes of `reshape`, and takes its outputs back to `dims`."""
+
+    def __init__(self, config: ModelConfig, instance: Instance) -> None:
+        super().__init__(config)
+        self._instance = instance
+
+    def execute(self, batch: Batch) -> Outputs | Sequence[Outputs | QInferError]:
+        """See `Instance.execute`.
+
+        Raises:
+            ModelFailed: an output does not have the shape the configuration promises.
+        """
+        result = self._instance.execute(_ReshapedBatch(batch, self._inputs))
+        if isinstance(result, Mapping):
+            return self._shaped(result)
+        return [self.back(answer) for answer in result]
+
+    def close(self) -> None:
+        """Close the instance."""
+        self._instance.close()
+
+
+class ReshapingStreams(_Shapes):
+    """Does the same for an instance that gives many responses to a request."""
+
+    def __init__(self, config: ModelConfig, instance: StreamingInstance) -> None:
+        super().__init__(config)
+        self._instance = instance
+
+    def execute(self, batch: StreamingBatch) -> Sequence[Responses | QInferError] | None:
+        """See `StreamingInstance.execute`."""
+        result = self._instance.execute(_ReshapedStreams(batch, self._inputs, self))
+        if result is None:
+            return None
+        return [given if isinstance(given, QInferError) else self._responses(given) for given in result]
+
+    def close(self) -> None:
+        """Close the instance."""
+        self._instance.close()
+
+    def _responses(self, given: Responses) -> Responses:
+        try:
+            for response in given:
+                yield self.back(response)
+        finally:
+            close = getattr(given, "close", None)
+            if close is not None:
+                close()
 
 
 class _Reshape:
@@ -172,3 +226,33 @@ class _ReshapedBatch:
 
     def is_cancelled(self) -> bool:
         return self._batch.is_cancelled()
+
+
+class _ReshapedStream(_ReshapedMember):
+    def __init__(self, member: StreamingMember, reshapes: Mapping[str, _Reshape], shapes: _Shapes) -> None:
+        super().__init__(member, reshapes)
+        self.responder: Responder = _ReshapedResponder(member.responder, shapes)
+
+
+class _ReshapedStreams(_ReshapedBatch):
+    def __init__(self, batch: StreamingBatch, reshapes: Mapping[str, _Reshape], shapes: _Shapes) -> None:
+        super().__init__(batch, reshapes)
+        self._shapes = shapes
+        self._streaming = batch
+
+    @cached_property
+    def members(self) -> Sequence[StreamingMember]:
+        return [_ReshapedStream(member, self._reshapes, self._shapes) for member in self._streaming.members]
+
+
+class _ReshapedResponder:
+    def __init__(self, responder: Responder, shapes: _Shapes) -> None:
+        self._responder = responder
+        self._shapes = shapes
+        self.has_room = responder.has_room
+        self.is_cancelled = responder.is_cancelled
+        self.let_go = responder.let_go
+
+    def send(self, outputs: Outputs | QInferError | None, *, final: bool = False) -> None:
+        given = None if outputs is None else self._shapes.back(outputs)
+        self._responder.send(given, final=final)

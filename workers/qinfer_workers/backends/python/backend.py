@@ -14,15 +14,16 @@ from qinfer.errors import ConfigError, QInferError, Unsupported
 from qinfer.proto import ModelConfig as ModelConfigMessage
 from qinfer.repository import DynamicBatching, ModelConfig, TensorSpec
 from qinfer.repository.config import complete
-from qinfer_workers.backends.base import Instance, InstanceSpec
+from qinfer_workers.backends.base import Instance, InstanceSpec, StreamingInstance
 from qinfer_workers.backends.files import model_file, short_name
 from qinfer_workers.backends.parameters import boolean, complain, where
 from qinfer_workers.backends.python import triton
 from qinfer_workers.backends.python.arguments import config_tree, initialize_arguments
+from qinfer_workers.backends.python.decoupled import DecoupledInstance
 from qinfer_workers.backends.python.failures import describe
 from qinfer_workers.backends.python.instance import PythonInstance
 from qinfer_workers.backends.python.scope import Scope
-from qinfer_workers.backends.reshape import reshaping
+from qinfer_workers.backends.reshape import reshaping, reshaping_streams
 
 CLASS = "TritonPythonModel"
 
@@ -32,6 +33,7 @@ class PythonBackend:
 
     name: ClassVar[str] = "python"
     filename: ClassVar[str] = "model.py"
+    streams: ClassVar[bool] = True
 
     def check(self) -> None:
         """See `Backend.check`. Nothing beyond qinfer itself is needed."""
@@ -61,19 +63,13 @@ class PythonBackend:
         finally:
             scope.close()
 
-    def load(self, spec: InstanceSpec) -> Instance:
+    def load(self, spec: InstanceSpec) -> Instance | StreamingInstance:
         """See `Backend.load`.
 
         Raises:
-            Unsupported: the model is decoupled, or wants an environment of its own.
+            Unsupported: the model wants an environment of its own.
         """
         config = spec.config
-        if config.decoupled:
-            raise Unsupported(
-                f"{where(config)}: model_transaction_policy.decoupled: found true; expected false:"
-                " Python"
-                " models that send any number of responses are not supported yet"
-            )
         if config.parameters.get("EXECUTION_ENV_PATH"):
             raise Unsupported(
                 f"{where(config)}: parameters.EXECUTION_ENV_PATH: found"
@@ -90,6 +86,8 @@ class PythonBackend:
         except BaseException:
             scope.close()
             raise
+        if config.decoupled:
+            return reshaping_streams(config, DecoupledInstance(model, scope, spec, path, read_only=read_only))
         return reshaping(config, PythonInstance(model, scope, spec, path, read_only=read_only))
 
 

@@ -20,8 +20,8 @@ from qinfer_workers.backends.python.triton import InferenceRequest, InferenceRes
 logger = logging.getLogger(__name__)
 
 
-class PythonInstance:
-    """One `TritonPythonModel`."""
+class PythonModel:
+    """What instances of all `TritonPythonModel`s have in common."""
 
     def __init__(self, model: Any, scope: Scope, spec: InstanceSpec, path: Path, *, read_only: bool) -> None:
         self._model = model
@@ -34,6 +34,76 @@ class PythonInstance:
         self._read_only = read_only
         self._batched = spec.config.max_batch_size > 0
         self._outputs = {tensor.name: tensor for tensor in spec.config.outputs}
+
+    def close(self) -> None:
+        """Call the model's `finalize`; what it raises is logged: it must not keep a worker from stopping."""
+        finalize = getattr(self._model, "finalize", None)
+        if finalize is not None:
+            try:
+                with self._scope.active():
+                    finalize()
+            except (Exception, SystemExit):
+                logger.exception("%s: finalize raised", self._where)
+        del self._model, self._run
+        self._scope.close()
+
+    def _answer(self, member: Member, response: Any, *, whole: bool = True) -> Outputs | QInferError:
+        """A response as the worker wants it.
+
+        Args:
+            member: the request.
+            response: what the model gave.
+            whole: it is the only one: it has every wanted output, and the request's rows.
+        """
+        if not isinstance(response, InferenceResponse):
+            return ModelFailed(
+                f"{self._where}: execute returned {type(response).__name__} for a request; expected"
+                " InferenceResponse"
+            )
+        error = response.error()
+        if error is not None:
+            return error.to_qinfer()
+        tensors = {tensor.name(): tensor for tensor in response.output_tensors()}
+        outputs: dict[str, Array] = {}
+        try:
+            for name in member.outputs or self._outputs:
+                if whole or name in tensors:
+                    rows = member.rows if whole else -1
+                    outputs[name] = self._output(name, tensors.get(name), rows)
+        except ModelFailed as failure:
+            return failure
+        parameters = response.parameter_values()
+        return OutputsWithParameters(outputs, parameters=parameters) if parameters else outputs
+
+    def _output(self, name: str, tensor: Tensor | None, rows: int) -> Array:
+        """Check one output against the configuration: its clients were promised that."""
+        spec = self._outputs[name]
+        if tensor is None:
+            raise ModelFailed(
+                f"{self._where}: output {name!r} is missing from the response; expected {_text(spec)}"
+            )
+        if tensor.datatype() != spec.datatype:
+            raise ModelFailed(
+                f"{self._where}: output {name!r}: data_type: found {tensor.datatype()}; expected"
+                f" {spec.datatype}"
+                " by the configuration"
+            )
+        array = tensor.raw()
+        dims = spec.dims if spec.reshape is None else spec.reshape
+        expected = (rows, *dims) if self._batched else dims
+        shape = array.shape
+        if len(shape) != len(expected) or any(
+            want not in (-1, have) for have, want in zip(shape, expected, strict=True)
+        ):
+            raise ModelFailed(
+                f"{self._where}: output {name!r}: shape: found {list(shape)}; expected {list(expected)}"
+                f"{' (rows first)' if self._batched else ''} by the configuration"
+            )
+        return _bytes_of(array) if spec.datatype == "BYTES" else array
+
+
+class PythonInstance(PythonModel):
+    """One `TritonPythonModel` that gives one response to each request."""
 
     def execute(self, batch: Batch) -> Sequence[Outputs | QInferError]:
         """Run one batch; each member gets its own outputs or its own error.
@@ -61,63 +131,6 @@ class PythonInstance:
                 " one for each request"
             )
         return [self._answer(member, response) for member, response in zip(members, responses, strict=True)]
-
-    def close(self) -> None:
-        """Call the model's `finalize`; what it raises is logged: it must not keep a worker from stopping."""
-        finalize = getattr(self._model, "finalize", None)
-        if finalize is not None:
-            try:
-                with self._scope.active():
-                    finalize()
-            except (Exception, SystemExit):
-                logger.exception("%s: finalize raised", self._where)
-        del self._model, self._run
-        self._scope.close()
-
-    def _answer(self, member: Member, response: Any) -> Outputs | QInferError:
-        if not isinstance(response, InferenceResponse):
-            return ModelFailed(
-                f"{self._where}: execute returned {type(response).__name__} for a request; expected"
-                " InferenceResponse"
-            )
-        error = response.error()
-        if error is not None:
-            return error.to_qinfer()
-        tensors = {tensor.name(): tensor for tensor in response.output_tensors()}
-        outputs: dict[str, Array] = {}
-        try:
-            for name in member.outputs or self._outputs:
-                outputs[name] = self._output(member, name, tensors.get(name))
-        except ModelFailed as failure:
-            return failure
-        parameters = response.parameter_values()
-        return OutputsWithParameters(outputs, parameters=parameters) if parameters else outputs
-
-    def _output(self, member: Member, name: str, tensor: Tensor | None) -> Array:
-        """Check one output against the configuration: its clients were promised that."""
-        spec = self._outputs[name]
-        if tensor is None:
-            raise ModelFailed(
-                f"{self._where}: output {name!r} is missing from the response; expected {_text(spec)}"
-            )
-        if tensor.datatype() != spec.datatype:
-            raise ModelFailed(
-                f"{self._where}: output {name!r}: data_type: found {tensor.datatype()}; expected"
-                f" {spec.datatype}"
-                " by the configuration"
-            )
-        array = tensor.raw()
-        dims = spec.dims if spec.reshape is None else spec.reshape
-        expected = (member.rows, *dims) if self._batched else dims
-        shape = array.shape
-        if len(shape) != len(expected) or any(
-            want not in (-1, have) for have, want in zip(shape, expected, strict=True)
-        ):
-            raise ModelFailed(
-                f"{self._where}: output {name!r}: shape: found {list(shape)}; expected {list(expected)}"
-                f"{' (rows first)' if self._batched else ''} by the configuration"
-            )
-        return _bytes_of(array) if spec.datatype == "BYTES" else array
 
 
 def _text(spec: TensorSpec) -> str:

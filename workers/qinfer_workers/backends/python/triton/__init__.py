@@ -33,6 +33,7 @@ from qinfer_workers.backends.python.triton.request import (
     get_input_tensor_by_name,
     get_output_tensor_by_name,
 )
+from qinfer_workers.backends.python.triton.sender import InferenceResponseSender
 from qinfer_workers.backends.python.triton.tensor import Tensor
 
 MODULE = "triton_python_backend_utils"
@@ -48,6 +49,7 @@ __all__ = [
     "TRITON_STRING_TO_NUMPY",
     "InferenceRequest",
     "InferenceResponse",
+    "InferenceResponseSender",
     "Logger",
     "Metric",
     "MetricFamily",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from qinfer.errors import Unsupported
 from qinfer_workers.backends.base import Member
 from qinfer_workers.backends.python.triton.errors import TritonError, TritonModelException
 from qinfer_workers.backends.python.triton.tensor import Tensor
+
+if TYPE_CHECKING:
+    from qinfer_workers.backends.python.triton.sender import InferenceResponseSender
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
@@ -29,12 +32,13 @@ class InferenceRequest:
         model: name of the model.
         version: its version.
         read_only: hand out read-only arrays.
+        sender: where the responses of a decoupled model go; None for other models.
 
     Raises:
         Unsupported: made by a model.
     """
 
-    __slots__ = ("_member", "_model", "_read_only", "_tensors", "_version")
+    __slots__ = ("_member", "_model", "_read_only", "_sender", "_tensors", "_version")
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class InferenceRequest:
         version: int = 0,
         *,
         read_only: bool = False,
+        sender: InferenceResponseSender | None = None,
         **others: object,
     ) -> None:
         if member is None or others:
@@ -53,6 +58,7 @@ class InferenceRequest:
         self._model = model
         self._version = version
         self._read_only = read_only
+        self._sender = sender
         self._tensors: list[Tensor] | None = None
 
     def inputs(self) -> list[Tensor]:
@@ -106,12 +112,18 @@ class InferenceRequest:
         """Whether the caller has gone."""
         return self._member.is_cancelled()
 
-    def get_response_sender(self) -> NoReturn:
-        """Not supported: the model answers by returning from `execute`."""
-        raise Unsupported(
-            f"model {self._model}: get_response_sender needs a decoupled model, which is not supported yet;"
-            " expected one InferenceResponse returned for each request"
-        )
+    def get_response_sender(self) -> InferenceResponseSender:
+        """Where a decoupled model sends its responses to this request; the same at every call.
+
+        Raises:
+            Unsupported: the model is not decoupled: it answers by returning from `execute`.
+        """
+        if self._sender is None:
+            raise Unsupported(
+                f"model {self._model}: get_response_sender needs a decoupled model;"
+                " expected one InferenceResponse returned for each request"
+            )
+        return self._sender
 
 
 class InferenceResponse:
