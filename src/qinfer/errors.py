@@ -126,6 +126,15 @@ class JobNotFound(NotFound):
     reason = "job_not_found"
 
 
+class JobCancelled(QInferError):
+    """The job was cancelled: it has no result."""
+
+    reason = "job_cancelled"
+    http_status = 410
+    grpc_status = GrpcStatus.CANCELLED
+    retry = Retry.NEVER
+
+
 class PayloadTooLarge(QInferError):
     """The request or its answer is above a configured limit."""
 

@@ -129,7 +129,10 @@ class MemoryBus(Bus):
         return self._connection.queues[model].count(version)
 
     async def backlog(self, model: str, version: str) -> Backlog:
-        return self._connection.queues[model].backlog(version)
+        queue = self._connection.queues.get(model)
+        if queue is None:
+            raise BusUnavailable("no queue exists for this model on the broker")
+        return queue.backlog(version)
 
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
