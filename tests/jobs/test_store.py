@@ -57,7 +57,7 @@ async def store(bus: Bus) -> JobStore:
 
 def work(*values: float) -> InferWork:
     tensor = Tensor.from_numpy("x", np.array([values], np.float32))
-    return InferWork(Request(0, "mine", [tensor], parameters={"p": 1}), binary_outputs=("y",))
+    return InferWork(Request(0, "mine", [tensor], parameters={"p": 1}))
 
 
 def submission(*values: float, model: str = "m", **told: object) -> Submission:
@@ -84,7 +84,7 @@ async def test_a_job_is_stored_and_queued(store: JobStore, bus: Bus) -> None:
     assert record.created_us > 1_600_000_000_000_000
     assert await store.get(record.id) == record
     inbox = Mailbox()
-    consumer = await bus.consume(JOB_QUEUE, lane_number("m", Lane.URGENT), inbox)
+    consumer = await bus.consume(JOB_QUEUE, lane_number("m", "3", Lane.URGENT), inbox)
     consumer.grant(5)
     (delivery,) = await inbox.take()
     assert delivery.payload == record.id.encode()
@@ -92,7 +92,7 @@ async def test_a_job_is_stored_and_queued(store: JobStore, bus: Bus) -> None:
     assert await store.work(job) == work(1, 2)
     notes = Mailbox()
     await store.table.watch("lane.*", notes)
-    assert [key for key, _ in notes.items] == [f"lane.{lane_number('m', Lane.URGENT)}"]
+    assert [key for key, _ in notes.items] == [f"lane.{lane_number('m', '3', Lane.URGENT)}"]
 
 
 async def test_large_requests_and_results_are_cut_into_pieces(store: JobStore) -> None:
@@ -128,7 +128,7 @@ def test_lanes(priority: int, default: int, spare: bool, lane: Lane) -> None:
 
 
 def test_lanes_of_models_are_numbers_of_their_own() -> None:
-    numbers = {lane_number(model, lane) for model in ("a", "b", "ä/…") for lane in Lane}
+    numbers = {lane_number(*key, lane) for key in (("a", ""), ("a", "1"), ("ä/…", "")) for lane in Lane}
     assert len(numbers) == 12
     assert all(0 < int(number) < 1 << 63 for number in numbers)
 
@@ -201,7 +201,7 @@ async def test_a_page_of_a_long_list_reads_few_records(
 
 async def test_places_in_the_queue(store: JobStore, bus: Bus) -> None:
     inbox = Mailbox()
-    consumer = await bus.consume(JOB_QUEUE, lane_number("m", Lane.NORMAL), inbox)
+    consumer = await bus.consume(JOB_QUEUE, lane_number("m", "", Lane.NORMAL), inbox)
     records = [await store.submit(submission()) for _ in range(4)]
     assert [record.queue_position for record in records] == [1, 2, 3, 4]
     consumer.grant(2)
@@ -235,9 +235,9 @@ async def test_one_key_many_at_once(store: JobStore, bus: Bus) -> None:
     assert len({record.id for record in records}) == 1
     assert len((await store.list()).jobs) == 1
     inbox = Mailbox()
-    (await bus.consume(JOB_QUEUE, lane_number("m", Lane.NORMAL), inbox)).grant(10)
+    (await bus.consume(JOB_QUEUE, lane_number("m", "", Lane.NORMAL), inbox)).grant(10)
     await inbox.take(1)
-    assert (await bus.backlog(JOB_QUEUE, lane_number("m", Lane.NORMAL))).waiting == 0
+    assert (await bus.backlog(JOB_QUEUE, lane_number("m", "", Lane.NORMAL))).waiting == 0
     assert not inbox.items
 
 
@@ -245,7 +245,7 @@ async def test_a_submitter_that_died_half_way_is_helped_by_the_next(
     store: JobStore, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inbox = Mailbox()
-    (await bus.consume(JOB_QUEUE, lane_number("m", Lane.NORMAL), inbox)).grant(10)
+    (await bus.consume(JOB_QUEUE, lane_number("m", "", Lane.NORMAL), inbox)).grant(10)
 
     async def die(*_: object, **__: object) -> None:
         raise asyncio.CancelledError
@@ -345,7 +345,7 @@ async def test_cancelling(store: JobStore, bus: Bus) -> None:
 
 async def test_retrying(store: JobStore, bus: Bus) -> None:
     inbox = Mailbox()
-    (await bus.consume(JOB_QUEUE, lane_number("m", Lane.NORMAL), inbox)).grant(10)
+    (await bus.consume(JOB_QUEUE, lane_number("m", "", Lane.NORMAL), inbox)).grant(10)
     record = await store.submit(submission(5))
     (first,) = await inbox.take()
     first.ack()

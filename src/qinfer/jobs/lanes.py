@@ -41,9 +41,10 @@ class Lane(IntEnum):
 
 
 class LaneNote(msgspec.Struct, frozen=True):
-    """That there are jobs for a model, in a lane."""
+    """That there are jobs for a model, or a version of it, in a lane."""
 
     model: str
+    version: str
     lane: int
 
 
@@ -64,9 +65,9 @@ def lane_of(priority: int, default: int, *, spare: bool) -> Lane:
     return Lane.URGENT if priority == 1 else Lane.PATIENT
 
 
-def lane_number(model: str, lane: int) -> str:
-    """What a lane of a model is called on the bus, as a version of `JOB_QUEUE`: a decimal number."""
-    digest = sha256(model.encode(errors="backslashreplace")).digest()
+def lane_number(model: str, version: str, lane: int) -> str:
+    """What a lane of a model and version ("" for the newest) is called on the bus: a decimal number."""
+    digest = sha256(f"{version} {model}".encode(errors="backslashreplace")).digest()
     number = int.from_bytes(digest[:8], "big") >> (64 - _HASH_BITS)
     return str(number << 4 | lane)
 

@@ -54,7 +54,7 @@ class Positions:
         record = job.record
         if record.state is not JobState.QUEUED or not job.ticket:
             return record
-        seen = await self._look(lane_number(record.model, job.lane))
+        seen = await self._look(lane_number(record.model, record.version, job.lane))
         if seen.backlog is None:
             return record
         place = min(job.ticket - seen.backlog.delivered, seen.backlog.waiting + max(1, seen.taken))

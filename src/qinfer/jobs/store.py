@@ -30,7 +30,7 @@ from qinfer.jobs.listing import JobPage, Wanted, page
 from qinfer.jobs.options import JobLimits
 from qinfer.jobs.positions import Positions
 from qinfer.jobs.record import JobRecord, JobState
-from qinfer.jobs.stored import UNENDED_LIFETIME, StoredJob, Work, decode_job, decode_work, encode
+from qinfer.jobs.stored import UNENDED_LIFETIME, Form, StoredJob, Work, decode_job, decode_work, encode
 from qinfer.jobs.submission import Submission, Submitter
 from qinfer.message import Response, ResponseFrame, decode_response_frame
 
@@ -46,10 +46,17 @@ JOBS = "job"
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The answer to a job's request; its tensors are views into one buffer."""
+    """The answer to a job's request.
+
+    Attributes:
+        frame: it came in.
+        response: the frame's only one; its tensors are views into one buffer.
+        form: how it is to be told.
+    """
 
     frame: ResponseFrame
     response: Response
+    form: Form
 
 
 class JobStore:
@@ -184,7 +191,7 @@ class JobStore:
             frame = decode_response_frame(await self.data.get(job.result))
         except NotFound:
             raise JobNotFound(f"the result of job {job_id} is not kept any more") from None
-        return JobResult(frame, frame.responses[0])
+        return JobResult(frame, frame.responses[0], job.form)
 
     async def cancel(self, job_id: str, *, owner: str | None = None) -> JobRecord:
         """Have a job not run, or stopped. One that has ended stays as it is.
@@ -216,7 +223,7 @@ class JobStore:
         if not job.waits:  # else this was asked for before, and maybe it did not come to be queued
             if job.request is not None and job.ended:
                 await self._renew(job)
-            ticket = await self._positions.ticket(lane_number(job.record.model, job.lane))
+            ticket = await self._positions.ticket(lane_number(job.record.model, job.record.version, job.lane))
             job = await self.change(job_id, lambda job: transitions.retried(job, ticket, self.now_us()))
         if not job.waits:
             raise InvalidRequest(

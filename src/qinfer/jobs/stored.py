@@ -45,6 +45,21 @@ class Delivery(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a request is needed to answer it, beside the model's answer.
+
+    Attributes:
+        request_id: the caller's own identifier.
+        binary: all outputs are wanted in binary, where the way in has such a form.
+        binary_outputs, json_outputs: names of outputs wanted in one form or the other.
+    """
+
+    request_id: str = ""
+    binary: bool = False
+    binary_outputs: tuple[str, ...] = ()
+    json_outputs: tuple[str, ...] = ()
+
+
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it lies in its table.
 
@@ -52,6 +67,8 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
         record: what people see.
         request: the encoded work; None once it is not needed any more.
         result: an encoded response frame with one response.
+        form: how that is to be told.
+        rows: of the request, as far as its first input tells.
         lane: which of the model's queues it is in.
         ticket: which delivery of that queue it is expected to be; 0 where nobody knows.
         round: how often it was retried by hand.
@@ -64,6 +81,8 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     record: JobRecord
     request: DataRef | None
     result: DataRef | None = None
+    form: Form = Form()
+    rows: int = 1
     lane: int = 0
     ticket: int = 0
     round: int = 0
@@ -92,18 +111,15 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InferWork(msgspec.Struct, frozen=True, tag="infer", tag_field="kind"):
-    """One request.
-
-    Attributes:
-        request: without correlation number and deadline.
-        binary: the caller wants all outputs in binary, where the way in has such a form.
-        binary_outputs, json_outputs: names of outputs wanted in one form or the other.
-    """
+    """One request, without correlation number and deadline."""
 
     request: Request
-    binary: bool = False
-    binary_outputs: tuple[str, ...] = ()
-    json_outputs: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """What its first input has as its first dimension; at least 1."""
+        shape = self.request.inputs[0].shape if self.request.inputs else []
+        return max(1, shape[0]) if shape else 1
 
 
 class BatchWork(msgspec.Struct, frozen=True, tag="batch", tag_field="kind"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -16,7 +17,7 @@ from qinfer.jobs.lanes import JOB_QUEUE, TIMER_QUEUE, LaneNote, encode_note, lan
 from qinfer.jobs.options import check_options
 from qinfer.jobs.positions import Positions
 from qinfer.jobs.record import JobOptions, JobRecord, JobState
-from qinfer.jobs.stored import DAY, UNENDED_LIFETIME, DataRef, InferWork, StoredJob, Work, encode
+from qinfer.jobs.stored import DAY, UNENDED_LIFETIME, DataRef, Form, InferWork, StoredJob, Work, encode
 from qinfer.jobs.transitions import PENDING
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OFF_LOOP_BYTES = 256 * 1024
 _ATTEMPTS = 10  # of those who submit under the same key at the same time
 _NOTE_LIFETIME = 2 * UNENDED_LIFETIME
 _KEY_LIFETIME = 2 * UNENDED_LIFETIME
@@ -39,6 +41,7 @@ class Submission:
         work: what it is to do. The request's correlation number, deadline and idempotency are not looked at.
         owner: who alone may see it; "" where nobody is told apart.
         options: how it is run.
+        form: how its result is to be told.
         priority: as for requests; 0 for the model's default.
         default_priority: of the model; 0 where it has none, or nobody knows.
         idempotency_key: two submissions of an owner with the same key, for the same model and version, are
@@ -50,6 +53,7 @@ class Submission:
     version: str = ""
     owner: str = ""
     options: JobOptions = field(default_factory=JobOptions)
+    form: Form = field(default_factory=Form)
     priority: int = 0
     default_priority: int = 0
     idempotency_key: str = ""
@@ -82,7 +86,7 @@ class Submitter:
     async def submit(self, submission: Submission) -> StoredJob:
         """See `JobStore.submit`."""
         check_options(submission.options)
-        payload = encode(submission.work)
+        payload = await _encoded(submission.work)
         if submission.idempotency_key:
             return await self._once(submission, payload)
         job_id = new_id(submission.owner, submission.model, self._store.now_us())
@@ -94,7 +98,7 @@ class Submitter:
         Raises:
             BusUnavailable, NoWorker, QueueFull: it is not queued, or nobody knows.
         """
-        number = lane_number(job.record.model, job.lane)
+        number = lane_number(job.record.model, job.record.version, job.lane)
         await self._note(number, job)
         name, message_id = job.id.encode(), f"{job.id}.{job.round}"
         bus = self._store.bus
@@ -143,8 +147,10 @@ class Submitter:
         return StoredJob(
             record=record,
             request=request,
+            form=submission.form,
+            rows=submission.work.rows if isinstance(submission.work, InferWork) else 1,
             lane=lane,
-            ticket=await self._positions.ticket(lane_number(submission.model, lane)),
+            ticket=await self._positions.ticket(lane_number(submission.model, submission.version, lane)),
             queued_us=now_us,
             key=key,
             keep=options.keep or self._store.limits.keep,
@@ -184,7 +190,7 @@ class Submitter:
         now = monotonic()
         if now - self._noted.get(number, float("-inf")) < DAY:
             return
-        note = encode_note(LaneNote(job.record.model, job.lane))
+        note = encode_note(LaneNote(job.record.model, job.record.version, job.lane))
         await self._store.table.write(f"lane.{number}", note, lifetime=_NOTE_LIFETIME)
         self._noted[number] = now
 
@@ -194,6 +200,15 @@ class Submitter:
             await self._store.forget(job.id)
         except QInferError as error:
             logger.info("job %s was not accepted, and is not removed: %s", job.id, error)
+
+
+async def _encoded(work: Work) -> bytes:
+    if (
+        isinstance(work, InferWork)
+        and sum([len(each.data) for each in work.request.inputs]) > _OFF_LOOP_BYTES
+    ):
+        return await asyncio.to_thread(encode, work)
+    return encode(work)
 
 
 def _fingerprint(submission: Submission) -> str:
