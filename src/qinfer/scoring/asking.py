@@ -101,7 +101,7 @@ class Asker:
 
     async def _persist(self, ask: Ask) -> Scored:
         begun = monotonic()
-        tries = 0
+        tries = doubtful = 0
         while True:
             tries += 1
             try:
@@ -110,7 +110,8 @@ class Asker:
                 if error.retry is Retry.NEVER or isinstance(error, _OF_ROWS):
                     raise
                 if isinstance(error, _PERHAPS_OF_ROWS):
-                    if tries >= _TRIES:
+                    doubtful += 1
+                    if doubtful == _TRIES:
                         raise
                 elif monotonic() - max(begun, self._answered) > self._patience:
                     raise

@@ -101,6 +101,9 @@ class Journal:
         # As it is read again, so that a tuple is not another thing than a list.
         told = msgspec.json.decode(_encode(run))
         begun = self.begun
+        if not begun:
+            with suppress(OSError):
+                self._folder.rmdir()  # all that a run leaves that is killed with its very last step to do
         if not begun or restart:
             self._check_target(replace=restart)
         self._make_folder()
