@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _OVERHEAD = 128  # bytes a batch has beside keys, values and headers; a record has at most 36
 _RECORD_OVERHEAD = 36
+_ABORT_TIMEOUT = 5.0  # readers wait for the end of a transaction, and brokers abort it themselves in time
 _HEADER_OVERHEAD = 10
 
 
@@ -79,7 +80,7 @@ class Writer:
         """Add a record with the key and timestamp of `record`."""
         if self._batch is None:
             self._batch = self._producer.create_batch()
-        fields = {"timestamp": record.timestamp, "key": record.key, "value": value, "headers": headers}
+        fields = {"timestamp": record.timestamp, "key": record.key, "value": value, "headers": list(headers)}
         if self._batch.append(**fields) is None:
             await self.flush()
             self._batch = self._producer.create_batch()
@@ -268,8 +269,13 @@ class TransactionalSink:
         self._open = False
         self._stats.transactions["aborted"] += 1
         try:
-            await self._producer.abort_transaction()
-        except (KafkaError, AssertionError) as error:  # in a state from which only the brokers can end it
+            async with asyncio.timeout(_ABORT_TIMEOUT):
+                await self._producer.abort_transaction()
+        except (
+            KafkaError,
+            AssertionError,
+            TimeoutError,
+        ) as error:  # aiokafka asserts that its state allows it
             logger.info("transaction of %s is left to the brokers to abort: %r", self._source, error)
 
 
