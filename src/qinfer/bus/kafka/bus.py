@@ -6,6 +6,7 @@ everybody listens to, and one for each registry bucket.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import re
@@ -34,12 +35,16 @@ from qinfer.bus.kafka.names import RESERVED, KafkaNames
 from qinfer.bus.kafka.options import KafkaOptions
 from qinfer.bus.kafka.questions import Questions
 from qinfer.bus.kafka.queues import Queues
+from qinfer.bus.kafka.reader import Reader
 from qinfer.bus.kafka.registry import Registry
 from qinfer.bus.kafka.security import KafkaSecurity
 from qinfer.bus.kafka.sender import Headers, Sender, Stored
 from qinfer.bus.kafka.storage import Blobs, DeadLetters
+from qinfer.bus.kafka.table import KafkaTable, Sweeper
 from qinfer.bus.kafka.tail import Tail
-from qinfer.errors import BusUnavailable, InvalidRequest, NoWorker, QInferError
+from qinfer.bus.table import Backlog
+from qinfer.errors import BusUnavailable, InvalidRequest, QInferError
+from qinfer.lifecycle import cancelled
 from qinfer.naming import Names, check_reply
 
 logger = logging.getLogger(__name__)
@@ -86,6 +91,7 @@ class KafkaBus(Bus):
         self.reply_to = f"_INBOX.kafka.{self._inbox[1]}.{self._token}"
         self._reply_handler: ReplyHandler | None = None
         self._consumers: set[KafkaConsumer] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         self._started = False
 
     @property
@@ -99,13 +105,20 @@ class KafkaBus(Bus):
         control = names.control()
         self._control: Partition = (control.name, 0)
         self._sender = Sender(self._connection)
-        self._tail = Tail(self._connection)
-        self._registry = Registry(self._connection, self._sender, self._tail, names)
+        self._tail = Tail(self._connection, self._nudge)
+        self._reader = Reader(self._connection)
+        self._registry = Registry(self._connection, self._sender, self._tail, self._reader, names)
+        self._sweeper = Sweeper(self._connection, self._registry)
         self._queues = Queues(
             self._connection, self._sender, self._registry, names, partitions=self._options.partitions
         )
         self._blobs = Blobs(
-            self._connection, self._sender, self._registry, names, partitions=self._options.partitions
+            self._connection,
+            self._sender,
+            self._registry,
+            self._reader,
+            names,
+            partitions=self._options.partitions,
         )
         self._letters = DeadLetters(self._registry, names)
         self._questions = Questions(
@@ -134,7 +147,9 @@ class KafkaBus(Bus):
         await self._questions.close()
         await self._queues.close()
         await self._sender.close()
-        await self._blobs.close()
+        if self._sweeping is not None:
+            await cancelled(self._sweeping)
+        await self._reader.close()
         await self._tail.close()
         await self._connection.close()
 
@@ -192,13 +207,16 @@ class KafkaBus(Bus):
 
     async def queued(self, model: str, version: str) -> int:
         self._check()
-        try:
-            declared = await self._queues.find(model)
-        except NoWorker as error:
-            raise BusUnavailable(str(error), retry_after=1.0) from error
-        topic = await self._queues.prepare(model, version, declared)
-        partitions = [(topic, number) for number in range(declared.partitions)]
-        return sum((await self._queues.backlog(topic, partitions)).values())
+        found = await self._queues.of_version(model, version)
+        return sum(max(0, end - at.done_before - at.done) for at, end in found)
+
+    async def backlog(self, model: str, version: str) -> Backlog:
+        self._check()
+        found = await self._queues.of_version(model, version)
+        return Backlog(
+            waiting=sum(max(0, end - at.highest) for at, end in found),
+            delivered=sum(at.deliveries for at, _ in found),
+        )
 
     def reply(self, reply_to: str, frame: bytes) -> None:
         check_payload(frame, self.max_payload)
@@ -211,6 +229,9 @@ class KafkaBus(Bus):
             raise InvalidRequest(f"reply subject {reply_to[:80]!r} is not an inbox of this Kafka bus")
         partition = (self._replies.name, int(match[1]))
         self._sender.send(partition, frame, key=match[2].encode(), headers=headers)
+
+    def _nudge(self) -> None:
+        self._sender.send(self._inbox, None, key=b"")
 
     def _receive(self, record: Any) -> None:
         if record.key != self._token.encode():
@@ -257,11 +278,20 @@ class KafkaBus(Bus):
 
     async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> bool:
         self._check()
-        return await self._registry.replace(bucket, key, value, revision)
+        return bool(await self._registry.replace(bucket, key, value, revision))
 
     async def watch(self, bucket: str, handler: WatchHandler, key: str = "") -> Watcher:
         self._check()
         return await self._registry.watch(bucket, handler, key)
+
+    def table(self, name: str, *, max_bytes: int = -1) -> KafkaTable:
+        self._check()
+        self._sweeper.tables.add(name)
+        if self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweeper.work(), name="kafka tables")
+        return KafkaTable(
+            self._connection, self._registry, name, max_bytes=max_bytes, max_payload=self.max_payload
+        )
 
     # Blobs and dead letters
 

@@ -172,8 +172,7 @@ class Connection:
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=self.largest,
             consumer_timeout_ms=20,
-            **self._options,
-            **options,
+            **{**self._options, **options},
         )
 
     # Whether anybody answers

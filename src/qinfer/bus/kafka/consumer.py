@@ -3,7 +3,7 @@
 A partition belongs to one member at a time, and its frames come to that one only: when it has credit, again
 when it gives them back or says nothing for the ack wait. What other members get is decided by the group: it
 finds a dead member by its silence, and what that had not done comes to whoever has the partition next.
-A member hands partitions over when what it has out of them has ended, at the latest after the ack wait.
+A member hands partitions over when what it has out has ended, at the latest after some seconds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _POLL_MS = 1000
 _PAUSE = 0.2
 _BUFFERED = 2048  # frames fetched and not handed out, above which no more are taken
 _LEAST_LOOK, _MOST_LOOK = 0.02, 0.5  # seconds between two looks for frames that are overdue
+_HAND_OVER = 5.0  # seconds that a rebalance may wait for what is out
 _OFFSET_SHIFT = 24  # of a frame's number: 16 bits of the partition, 8 of the version
 
 
@@ -274,7 +275,7 @@ class KafkaConsumer(Consumer):
         """The group is shared out anew: end what is out, and say how far everything is."""
         self._halted = True
         try:
-            await asyncio.wait_for(self._quiet.wait(), self._ack_wait)
+            await asyncio.wait_for(self._quiet.wait(), min(self._ack_wait, _HAND_OVER))
         except TimeoutError:
             out = sum(len(share.out) for share in self._shares.values())
             logger.warning("%s: %d frames that take long may run twice", self._topic, out)

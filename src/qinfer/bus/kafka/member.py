@@ -22,11 +22,13 @@ def member(connection: Connection, group: str, ack_wait: float) -> Any:
         group: its name.
         ack_wait: seconds of silence after which it counts as dead; never less than brokers allow.
     """
+    rebalance_ms = int((max(ack_wait, _LEAST_SESSION) + _MARGIN) * 1000)
     return connection.consumer(
         group_id=group,
         partition_assignment_strategy=(_assignor(),),
         session_timeout_ms=int(max(ack_wait, _LEAST_SESSION) * 1000),
-        rebalance_timeout_ms=int((max(ack_wait, _LEAST_SESSION) + _MARGIN) * 1000),
+        rebalance_timeout_ms=rebalance_ms,
+        request_timeout_ms=rebalance_ms + int(_MARGIN * 1000),  # to join is one long request
         heartbeat_interval_ms=_HEARTBEAT_MS,
         max_poll_interval_ms=_NEVER_MS,  # whether a frame is worked on is seen by its ack wait
         fetch_max_wait_ms=_POLL_WAIT_MS,

@@ -22,6 +22,7 @@ _BLOBS_MAX_BYTES = 2 << 30
 _LETTERS_LIFETIME = 30 * 24 * 3600.0
 _LETTERS_MAX_BYTES = 64 << 20
 _NEWS_LIFETIME = 600.0
+_HELD = 16 * 1024
 _SHORT = 3600.0  # buckets whose entries live no longer are kept by age alone
 RESERVED = 32 * 1024
 """Bytes that a record takes beside its value."""
@@ -104,6 +105,10 @@ class KafkaNames:
     def capacity(self, bucket: str) -> int | None:
         """Bytes of a bucket's values before the oldest make place for new ones; None for no bound."""
         return _LETTERS_MAX_BYTES if bucket == self.letters_bucket else self._names.capacity(bucket)
+
+    def held(self) -> int:
+        """Bytes of the largest value of a bucket that is held in memory; larger ones are read when wanted."""
+        return _HELD
 
     def _topic(
         self, name: str, settings: Mapping[str, str], *, partitions: int = 1, replicas: int = 0

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 _FORMAT = "1"
 _MAX_TEXT = 3500  # a broker takes 4096 bytes unless it is told otherwise
-_STATE = re.compile(r"1;[0-9a-f]+;[0-9a-f+,]*;[0-9a-f:,]*")
+_STATE = re.compile(r"1;[0-9a-f]+;[0-9a-f]+;[0-9a-f]+;[0-9a-f+,]*;[0-9a-f:,]*")
 _LEAST_AHEAD = 8
 
 State = tuple[int, str]
@@ -41,11 +42,12 @@ class Progress:
         self._inherited = self.done
         self._ended: set[int] = set()
         self._attempts: dict[int, int] = {}
+        self._deliveries = 0
+        self._highest = self.done  # behind all that was handed out
         if offset >= 0 and _STATE.fullmatch(text):
             self._read(offset, text)
         self._inherited = max(self._inherited, self.done)
         self.reserved = self._inherited
-        self._highest = self.done  # behind all that was handed out
         self._since = 0  # frames handed out since the last commit
         self._advance()
 
@@ -59,6 +61,7 @@ class Progress:
         self._attempts[offset] = attempt
         self._highest = max(self._highest, offset + 1)
         self._since += 1
+        self._deliveries += 1
         return attempt
 
     def end(self, offset: int) -> None:
@@ -120,6 +123,8 @@ class Progress:
             self.done += 1
 
     def _write(self, border: int) -> str:
+        highest = max(self._highest, self.done)
+        head = f"{_FORMAT};{border - self.done:x};{highest - self.done:x};{self._deliveries:x}"
         ranges = [f"{first - self.done:x}+{count:x}" for first, count in _ranges(self._ended)]
         # One delivery is what the border says of every frame before it.
         counts = [
@@ -128,15 +133,17 @@ class Progress:
             if count > 1 and offset not in self._ended
         ]
         while True:
-            text = f"{_FORMAT};{border - self.done:x};{','.join(ranges)};{','.join(counts)}"
+            text = f"{head};{','.join(ranges)};{','.join(counts)}"
             if len(text) <= _MAX_TEXT:
                 return text
             # What is not told is done again, or counted less: neither loses anything.
             (ranges if ranges else counts).pop()
 
     def _read(self, base: int, text: str) -> None:
-        _, border, ranges, counts = text.split(";")
+        _, border, highest, deliveries, ranges, counts = text.split(";")
         self._inherited = base + int(border, 16)
+        self._highest = max(self._highest, base + int(highest, 16))
+        self._deliveries = int(deliveries, 16)
         for entry in filter(None, ranges.split(",")):
             first, count = (int(part, 16) for part in entry.split("+"))
             self._ended.update(range(base + first, base + first + count))
@@ -146,11 +153,31 @@ class Progress:
         self._ended = {offset for offset in self._ended if offset >= self.done}
 
 
-def ended_ahead(text: str) -> int:
-    """How many frames behind a committed offset are done, by the text beside it."""
-    if not _STATE.fullmatch(text):
-        return 0
-    return sum(int(entry.split("+")[1], 16) for entry in text.split(";")[2].split(",") if entry)
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far a partition is, by what is committed for it.
+
+    Attributes:
+        done_before: all frames before this offset are done.
+        done: frames done behind it.
+        highest: the offset before which every frame has been delivered.
+        deliveries: so far, second ones included.
+    """
+
+    done_before: int
+    done: int
+    highest: int
+    deliveries: int
+
+
+def extent(state: State, *, start: int) -> Extent:
+    """Read what is committed for a partition whose first frame is at `start`."""
+    offset, text = state
+    if offset < 0 or not _STATE.fullmatch(text):
+        return Extent(max(offset, start), 0, max(offset, start), 0)
+    _, _, highest, deliveries, ranges, _ = text.split(";")
+    ahead = sum(int(entry.split("+")[1], 16) for entry in ranges.split(",") if entry)
+    return Extent(offset, ahead, offset + int(highest, 16), int(deliveries, 16))
 
 
 def _ranges(offsets: Iterable[int]) -> list[tuple[int, int]]:

@@ -18,10 +18,10 @@ import msgspec
 from qinfer.bus.base import QueueSpec, Watcher
 from qinfer.bus.kafka.connection import Connection, Partition
 from qinfer.bus.kafka.names import KafkaNames
-from qinfer.bus.kafka.progress import ended_ahead
+from qinfer.bus.kafka.progress import Extent, extent
 from qinfer.bus.kafka.registry import Registry
 from qinfer.bus.kafka.sender import Sender, Stored
-from qinfer.errors import NoWorker, QInferError, QueueFull
+from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
 from qinfer.lifecycle import cancelled
 from qinfer.naming import escape
 
@@ -254,20 +254,30 @@ class Queues:
         before = self._loop.time()
         outlet.sampling()
         await self._sender.flush()
-        queued = await self.backlog(outlet.topic, outlet.partitions)
-        outlet.sampled([queued[each] for each in outlet.partitions], before)
+        found = await self.extents(outlet.topic, outlet.partitions)
+        outlet.sampled([max(0, end - at.done_before - at.done) for at, end in found], before)
 
-    async def backlog(self, group: str, partitions: list[Partition]) -> dict[Partition, int]:
-        """Frames in each partition that are not done."""
+    async def extents(self, group: str, partitions: list[Partition]) -> list[tuple[Extent, int]]:
+        """How far each partition is, and the offset of its next frame."""
         states, ends = await asyncio.gather(
             self._connection.committed(group, partitions), self._connection.ends(partitions)
         )
-        begun = [each for each in partitions if states[each][0] >= 0]
         fresh = [each for each in partitions if states[each][0] < 0]
-        first = await self._connection.beginnings(fresh) if fresh else {}
-        queued = {each: ends[each] - states[each][0] - ended_ahead(states[each][1]) for each in begun}
-        queued |= {each: ends[each] - first[each] for each in fresh}
-        return {each: max(0, count) for each, count in queued.items()}
+        starts = await self._connection.beginnings(fresh)
+        return [(extent(states[each], start=starts.get(each, 0)), ends[each]) for each in partitions]
+
+    async def of_version(self, model: str, version: str) -> list[tuple[Extent, int]]:
+        """The same for what is published for a version.
+
+        Raises:
+            BusUnavailable: nobody ever consumed them, or the cluster does not answer.
+        """
+        try:
+            declared = await self.find(model)
+        except NoWorker as error:
+            raise BusUnavailable(str(error), retry_after=1.0) from error
+        topic = await self.prepare(model, version, declared)
+        return await self.extents(topic, [(topic, number) for number in range(declared.partitions)])
 
     # Frames with a name
 

@@ -15,16 +15,14 @@ import numpy as np
 from qinfer.bus.base import Data, Letter, check_blob
 from qinfer.bus.kafka.connection import Connection, Partition
 from qinfer.bus.kafka.names import KafkaNames
+from qinfer.bus.kafka.reader import Reader
 from qinfer.bus.kafka.registry import Registry
 from qinfer.bus.kafka.sender import Sender
-from qinfer.errors import BusUnavailable, NotFound
+from qinfer.errors import NotFound
 from qinfer.naming import escape
 
 _CHUNK = 512 * 1024
 _AT_ONCE = 8  # chunks on their way
-_SLOWEST = 1 << 20  # bytes a second that a blob is read with at least
-_PATIENCE = 10.0
-_POLL_MS = 500
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -55,6 +53,7 @@ class Blobs:
         connection: Connection,
         sender: Sender,
         registry: Registry,
+        reader: Reader,
         names: KafkaNames,
         *,
         partitions: int,
@@ -64,8 +63,7 @@ class Blobs:
         self._registry = registry
         self._names = names
         self._topic = names.blobs(partitions)
-        self._readers = asyncio.Lock()
-        self._reader: Any = None
+        self._reader = reader
 
     async def put(self, name: str, parts: Sequence[Data]) -> None:
         await self._connection.ensure([self._topic])
@@ -97,51 +95,23 @@ class Blobs:
             raise NotFound(f"no data is stored under {name!r} (any more)")
         place = _decode_place(found[0])
         check_blob(name, place.size, limit)
-        try:
-            async with self._readers, asyncio.timeout(_PATIENCE + place.size / _SLOWEST):
-                data = await self._read(name, place)
-        except TimeoutError:
-            raise BusUnavailable("the broker does not deliver in time", retry_after=1.0) from None
-        except self._connection.errors.KafkaError as error:
-            raise self._connection.unavailable(error) from error
-        if sha256(data).digest() != place.digest:
+        data = np.empty(place.size, np.uint8).data
+        key, filled = name.encode(), 0
+        where: Partition = (self._topic.name, place.partition)
+
+        def take(record: Any) -> None:
+            nonlocal filled
+            if record.key == key and filled + len(record.value) <= place.size:
+                data[filled : filled + len(record.value)] = record.value
+                filled += len(record.value)
+
+        await self._reader.read(where, place.first, place.last, take, size=place.size)
+        if filled < place.size or sha256(data).digest() != place.digest:
             raise NotFound(f"the data stored under {name!r} are not complete (any more)")
         return data
 
-    async def _read(self, name: str, place: Place) -> memoryview:
-        data = np.empty(place.size, np.uint8).data
-        if place.last < place.first:
-            return data
-        reader = await self._open()
-        where = self._connection.partition((self._topic.name, place.partition))
-        reader.assign([where])
-        reader.seek(where, place.first)
-        key, filled, position = name.encode(), 0, place.first
-        while position <= place.last:
-            for records in (await reader.getmany(timeout_ms=_POLL_MS)).values():
-                for record in records:
-                    position = record.offset + 1
-                    if record.key == key and record.offset <= place.last:
-                        data[filled : filled + len(record.value)] = record.value
-                        filled += len(record.value)
-        reader.assign([])
-        return data
-
-    async def _open(self) -> Any:
-        if self._reader is None:
-            reader = self._connection.consumer()
-            await reader.start()
-            self._reader = reader
-        return self._reader
-
     async def delete(self, name: str) -> None:
         await self._registry.delete(self._names.blobs_bucket, name)
-
-    async def close(self) -> None:
-        """Idempotent."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            await reader.stop()
 
 
 def _chunks(parts: Sequence[Data]) -> Iterator[bytes]:
@@ -172,15 +142,17 @@ class DeadLetters:
     async def letters(self, model: str, *, after: int, limit: int) -> list[Letter]:
         prefix = f"{escape(model)}/" if model else ""
         entries = await self._registry.entries(self._bucket)
-        found = [
-            Letter(entry.revision, entry.value)
-            for key, entry in entries.items()
-            if entry.revision > after and key.startswith(prefix)
+        wanted = sorted(
+            (entry for key, entry in entries.items() if entry.revision > after and key.startswith(prefix)),
+            key=lambda entry: entry.revision,
+        )
+        return [
+            Letter(entry.revision, await self._registry.value(self._bucket, entry))
+            for entry in wanted[:limit]
         ]
-        return sorted(found, key=lambda letter: letter.sequence)[:limit]
 
     async def forget(self, sequence: int) -> bool:
         for key, entry in (await self._registry.entries(self._bucket)).items():
             if entry.revision == sequence:
-                return await self._registry.replace(self._bucket, key, None, sequence)
+                return bool(await self._registry.replace(self._bucket, key, None, sequence))
         return False

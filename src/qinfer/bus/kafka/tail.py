@@ -20,10 +20,16 @@ RecordHandler = Callable[[Any], None]
 
 
 class Tail:
-    """Calls handlers with the records of the partitions it follows, each from where it was told to."""
+    """Calls handlers with the records of the partitions it follows, each from where it was told to.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        nudge: publishes something in a partition that is followed already. A broker answers one question of a
+            connection at a time, and while nothing comes it keeps the last one open, for half a second.
+    """
+
+    def __init__(self, connection: Connection, nudge: Callable[[], None]) -> None:
         self._connection = connection
+        self._nudge = nudge
         self._handlers: dict[Partition, RecordHandler] = {}
         self._positions: dict[Partition, int] = {}
         self._moved = asyncio.Event()  # replaced whenever something was read
@@ -49,7 +55,9 @@ class Tail:
         self._handlers[partition] = handler
         self._positions[partition] = offset
         self._assign()
-        if self._task is None:
+        if self._task is not None:
+            self._nudge()
+        else:
             self._task = asyncio.create_task(self._read(), name="kafka tail")
 
     async def reach(self, partition: Partition, offset: int) -> None:
