@@ -45,10 +45,17 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a job of many rows is."""
+    """How far a job of many rows is.
+
+    Attributes:
+        done: rows that are done, those that failed included.
+        total: of how many; an estimate where they are not counted beforehand.
+        failed: rows that could not be scored.
+    """
 
     done: int = 0
     total: int = 0
+    failed: int = 0
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):

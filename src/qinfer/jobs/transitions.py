@@ -42,11 +42,11 @@ def put_back(job: StoredJob, *, counts: bool) -> StoredJob | None:
     return replace(job, record=replace(record, state=JobState.QUEUED, attempts=attempts, started_us=started))
 
 
-def progressed(job: StoredJob, done: int, total: int) -> StoredJob | None:
+def progressed(job: StoredJob, done: int, total: int, failed: int = 0) -> StoredJob | None:
     """So many of its rows are done."""
     if job.record.state is not JobState.RUNNING:
         return None
-    return replace(job, record=replace(job.record, progress=Progress(done, total)))
+    return replace(job, record=replace(job.record, progress=Progress(done, total, failed)))
 
 
 def succeeded(job: StoredJob, result: DataRef | None, now_us: int) -> StoredJob | None:

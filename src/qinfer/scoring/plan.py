@@ -104,7 +104,9 @@ class Plan:
         return self.model.versions[-1] if self.model.versions else ""
 
 
-def make_plan(source: Path, target: Path, model: ModelInfo, settings: Settings) -> Plan:
+def make_plan(
+    source: Path, target: Path, model: ModelInfo, settings: Settings, *, within: Path | None = None
+) -> Plan:
     """Open the input and see whether everything fits together.
 
     Args:
@@ -112,12 +114,13 @@ def make_plan(source: Path, target: Path, model: ModelInfo, settings: Settings) 
         target: file or folder of outputs, which its suffix tells.
         model: whose one version, or last one, is to be used.
         settings: what the caller chose.
+        within: a folder that links among the inputs must not lead out of; None where they may.
 
     Raises:
         InvalidRequest: it does not: the message says what was found and what was expected.
         BackendUnavailable: a format needs what is not installed.
     """
-    reader = open_reader(source)
+    reader = open_reader(source, within=within)
     try:
         fields = output_fields(reader, model, settings.columns)
         return Plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -72,6 +72,7 @@ class Run:
         patience: seconds without any answer in which a server that is away or busy is asked again.
         restart: forget what an earlier process did, and replace an output that is there.
         told: called whenever a chunk is done.
+        finishing: awaited when all rows are done, before the output is put in its place.
 
     Attributes:
         held: chunks in memory now.
@@ -87,12 +88,14 @@ class Run:
         patience: float = 300.0,
         restart: bool = False,
         told: Callable[[Progress], object] = lambda _: None,
+        finishing: Callable[[Progress], Awaitable[object]] | None = None,
     ) -> None:
         self._plan = plan
         self._asker = Asker(infer, plan.model, plan.fields, patience=patience)
         self._in_flight = in_flight
         self._restart = restart
         self._told = told
+        self._finishing = finishing
         self._journal = Journal(plan.target)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._writing: _Writing | None = None
@@ -118,6 +121,8 @@ class Run:
                     await self._all()
                 finally:
                     await self._off(self._commit)
+            if self._finishing is not None:
+                await self._finishing(self.progress)
             await self._off(
                 partial(journal.finish, self._plan.writer.join, folder=is_folder(self._plan.target))
             )

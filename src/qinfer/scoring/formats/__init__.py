@@ -29,15 +29,19 @@ _WRITERS: dict[str, type[Writer]] = {
 }
 
 
-def open_reader(path: Path) -> Reader:
+def open_reader(path: Path, *, within: Path | None = None) -> Reader:
     """A reader for an input.
+
+    Args:
+        path: the file or folder.
+        within: a folder that links among the files of a folder must not lead out of; None where they may.
 
     Raises:
         InvalidRequest: there is no such file, or it is of no known format.
         BackendUnavailable: what reads the format is not installed.
     """
     if path.is_dir():
-        return FolderReader(path)
+        return FolderReader(path, within=within)
     make = _READERS.get(path.suffix.lower())
     if make is None:
         raise InvalidRequest(f"{path}: expected a folder or a file of {', '.join(_READERS)}")

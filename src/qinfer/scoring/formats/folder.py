@@ -29,12 +29,17 @@ class FolderReader(Reader):
     """Reads the files of a folder and those below it, in the order of their names; hidden ones are left out.
 
     Their names are held in memory, their contents chunk by chunk.
+
+    Args:
+        path: the folder.
+        within: a folder, without links in its path, that links must not lead out of; None where they may.
     """
 
     names_rows = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, within: Path | None = None) -> None:
         self.path = path
+        self._within = within
         self.columns = (FILE, DATA)
         self._names = sorted(_files(path))
         self.rows = self.extent = len(self._names)
@@ -69,6 +74,8 @@ class FolderReader(Reader):
 
     def _value(self, name: str) -> bytes | Array | QInferError:
         path = self.path / name
+        if self._within is not None and not path.resolve().is_relative_to(self._within):
+            return InvalidRequest(f"{path}: is a link out of the folders that may be read")
         try:
             if (size := path.stat().st_size) > MAX_FILE:
                 return PayloadTooLarge(f"{path}: found {size} bytes; expected at most {MAX_FILE >> 20} MiB")
