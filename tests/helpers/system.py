@@ -23,7 +23,7 @@ from qinfer.bus import connect
 from qinfer.bus.nats import NatsBus
 from qinfer.naming import Names
 from qinfer_gateway.dispatcher import Dispatcher
-from qinfer_gateway.http.exchange import HttpFront
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.options import GatewayOptions
 from qinfer_gateway.server import Gateway
 from qinfer_workers.options import WorkerOptions
@@ -278,8 +278,9 @@ async def fleet(
     told: dict[str, Any] = {"http_port": 0, "grpc_port": -1, "drain_timeout": PATIENCE, **gateway_options}
     gateway = Gateway(GatewayOptions(nats=nats_url, namespace=namespace, **told))
     async with AsyncExitStack() as stack:
-        # Queues reserve room at the broker, which is shared: no test may leave its own behind.
-        stack.push_async_callback(_forget, nats_url, namespace)
+        if not nats_url.startswith("kafka"):
+            # Queues reserve room at the broker, which is shared: no test may leave its own behind.
+            stack.push_async_callback(_forget, nats_url, namespace)
         try:
             await gateway.start()
             yield Fleet(

@@ -189,6 +189,7 @@ class KafkaBus(Bus):
             topic=await self._queues.prepare(model, version, declared),
             version=version,
             ack_wait=declared.ack_wait,
+            session=self._options.session_ms / 1000,
             handler=handler,
             closed=self._consumers.discard,
         )

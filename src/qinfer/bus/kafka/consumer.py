@@ -42,6 +42,7 @@ class KafkaConsumer(Consumer):
         topic: of the queue; the group has the same name.
         version: that the frames are for.
         ack_wait: seconds without a sign of life after which a frame is delivered again.
+        session: seconds of silence after which a member counts as dead, if the ack wait is not longer.
         handler: gets the frames.
         closed: called when nothing is left to be done.
     """
@@ -55,6 +56,7 @@ class KafkaConsumer(Consumer):
         topic: str,
         version: str,
         ack_wait: float,
+        session: float,
         handler: DeliveryHandler,
         closed: Callable[[KafkaConsumer], None],
     ) -> None:
@@ -76,7 +78,7 @@ class KafkaConsumer(Consumer):
         self._quiet.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
-        self._member = member(connection, topic, ack_wait)
+        self._member = member(connection, topic, max(ack_wait, session))
         self._commits = Commits(connection, sender, self._member, committed=self._wake)
 
     async def start(self) -> None:

@@ -8,28 +8,28 @@ from typing import Any
 
 from qinfer.bus.kafka.connection import Connection, Partition
 
-_LEAST_SESSION = 6.0  # what brokers allow unless they are told otherwise (group.min.session.timeout.ms)
 _HEARTBEAT_MS = 500
+_HEARTBEATS = 4  # at least, in a session
 _NEVER_MS = 2**31 - 1
 _MARGIN = 5.0  # seconds that members may take to rejoin beside ending what they hold
 _POLL_WAIT_MS = 500
 
 
-def member(connection: Connection, group: str, ack_wait: float) -> Any:
+def member(connection: Connection, group: str, session: float) -> Any:
     """A member of a group, not started yet.
 
     Args:
         group: its name.
-        ack_wait: seconds of silence after which it counts as dead; never less than brokers allow.
+        session: seconds of silence after which it counts as dead.
     """
-    rebalance_ms = int((max(ack_wait, _LEAST_SESSION) + _MARGIN) * 1000)
+    rebalance_ms = int((session + _MARGIN) * 1000)
     return connection.consumer(
         group_id=group,
         partition_assignment_strategy=(_assignor(),),
-        session_timeout_ms=int(max(ack_wait, _LEAST_SESSION) * 1000),
+        session_timeout_ms=int(session * 1000),
         rebalance_timeout_ms=rebalance_ms,
         request_timeout_ms=rebalance_ms + int(_MARGIN * 1000),  # to join is one long request
-        heartbeat_interval_ms=_HEARTBEAT_MS,
+        heartbeat_interval_ms=min(_HEARTBEAT_MS, int(session * 1000 / _HEARTBEATS)),
         max_poll_interval_ms=_NEVER_MS,  # whether a frame is worked on is seen by its ack wait
         fetch_max_wait_ms=_POLL_WAIT_MS,
     )

@@ -7,8 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 from qinfer.errors import SetupError
 
-_MOST = {"partitions": 1024, "reply_partitions": 1024, "replicas": 32, "max_payload": 64 << 20}
-_LEAST = {"partitions": 1, "reply_partitions": 1, "replicas": 0, "max_payload": 64 << 10}
+_RANGES = {
+    "partitions": (1, 1024),
+    "reply_partitions": (1, 1024),
+    "replicas": (0, 32),
+    "max_payload": (64 << 10, 64 << 20),
+    "session_ms": (500, 300_000),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +25,15 @@ class KafkaOptions:
         reply_partitions: of the topic of answers; gateways that share one read each other's answers, too.
         replicas: copies of each topic; 0 for as many as there are brokers, up to three.
         max_payload: largest frame in bytes. The default is what brokers take unless they are told otherwise.
+        session_ms: milliseconds of silence after which a worker counts as dead, where the ack wait is less.
+            Brokers refuse less than 6000 unless they are told otherwise (`group.min.session.timeout.ms`).
     """
 
     partitions: int = 8
     reply_partitions: int = 16
     replicas: int = 0
     max_payload: int = 960 * 1024
+    session_ms: int = 6000
 
     @classmethod
     def of(cls, url: str) -> tuple[list[str], KafkaOptions]:
@@ -48,7 +56,8 @@ class KafkaOptions:
                 raise SetupError(
                     f"Kafka URL: option {name!r} is unknown; expected {', '.join(sorted(known))}"
                 )
-            if not value.isdecimal() or not _LEAST[name] <= int(value) <= _MOST[name]:
-                raise SetupError(f"Kafka URL: {name} is {value!r}; expected {_LEAST[name]} to {_MOST[name]}")
+            least, most = _RANGES[name]
+            if not value.isdecimal() or not least <= int(value) <= most:
+                raise SetupError(f"Kafka URL: {name} is {value!r}; expected {least} to {most}")
             told[name] = int(value)
         return servers, cls(**told)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 _FORMAT = "1"
 _MAX_TEXT = 3500  # a broker takes 4096 bytes unless it is told otherwise
 _STATE = re.compile(r"1;[0-9a-f]+;[0-9a-f]+;[0-9a-f]+;[0-9a-f+,]*;[0-9a-f:,]*")
+_MAX_ENTRIES = _MAX_TEXT // 4
 _LEAST_AHEAD = 8
 
 State = tuple[int, str]
@@ -125,13 +126,13 @@ class Progress:
     def _write(self, border: int) -> str:
         highest = max(self._highest, self.done)
         head = f"{_FORMAT};{border - self.done:x};{highest - self.done:x};{self._deliveries:x}"
-        ranges = [f"{first - self.done:x}+{count:x}" for first, count in _ranges(self._ended)]
+        ranges = [f"{first - self.done:x}+{count:x}" for first, count in _ranges(self._ended)[:_MAX_ENTRIES]]
         # One delivery is what the border says of every frame before it.
         counts = [
             f"{offset - self.done:x}:{count:x}"
             for offset, count in sorted(self._attempts.items())
             if count > 1 and offset not in self._ended
-        ]
+        ][:_MAX_ENTRIES]
         while True:
             text = f"{head};{','.join(ranges)};{','.join(counts)}"
             if len(text) <= _MAX_TEXT:
