@@ -35,7 +35,7 @@ from tests.helpers.kafka import create_topics, topic_name
 from tests.helpers.waiting import PATIENCE
 
 WIDTH = 4
-POISON = 666.0
+POISON = -666.0
 """First element of a row that the model raises on."""
 
 MODEL = "double"
@@ -133,8 +133,8 @@ class TestPipeline:
     tombstones: Tombstones = "pass"
     models: Sequence[ModelUse] = (ModelUse(label=MODEL, name=MODEL),)
     fleet: str = ""
-    window: Window = Window(max_rows=64, max_delay_ms=2.0)
-    limits: Limits = Limits(commit_interval_ms=20.0)
+    window: Window = field(default_factory=lambda: Window(max_rows=64, max_delay_ms=2.0))
+    limits: Limits = field(default_factory=lambda: Limits(commit_interval_ms=20.0))
     start: Literal["earliest", "latest"] = "earliest"
     make_codec: type[Codec] = RawCodec
     signatures: Mapping[str, ModelInfo] = field(default_factory=dict)
@@ -169,7 +169,7 @@ async def running(pipeline: TestPipeline) -> AsyncIterator[tuple[Engine, Pipelin
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(engine.run(stopping))
         async with asyncio.timeout(PATIENCE):
-            while engine.health.state != "running":
+            while engine.health.state != "running":  # noqa: ASYNC110 (it tells nobody)
                 await asyncio.sleep(0.01)
         yield engine, stats
         stopping.set()
@@ -191,11 +191,11 @@ async def producer(bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
 async def read(
     bootstrap: str, topic: str, count: int, *, settled: bool = False, isolation: str = "read_committed"
 ) -> list[Any]:
-    """The first `count` records of a topic, in order within each partition.
+    """Records of a topic until there are `count` different keys, in order within each partition.
 
     Args:
         bootstrap, topic: where.
-        count: how many have to be there before long.
+        count: how many keys have to be there before long.
         settled: also look whether more come: read until the ends of the partitions as they are then.
         isolation: whether transactions count that are not committed.
     """
@@ -207,10 +207,12 @@ async def read(
         sources = sorted(consumer.assignment())
         found: list[Any] = []
         give_up = asyncio.get_running_loop().time() + PATIENCE * 2
-        while len(found) < count:
+        keys: set[bytes] = set()
+        while len(keys) < count:
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 found += records
-            assert asyncio.get_running_loop().time() < give_up, f"{len(found)} of {count} records in {topic}"
+                keys.update(record.key for record in records)
+            assert asyncio.get_running_loop().time() < give_up, f"{len(keys)} of {count} keys in {topic}"
         if settled:
             ends = await consumer.end_offsets(sources)
             while any([await consumer.position(source) < ends[source] for source in sources]):

@@ -102,7 +102,7 @@ def _scorer(pipeline: Pipeline) -> tuple[Scorer, Callable[[], Sequence[ModelStat
 
 async def _tell(engine: Engine) -> None:
     """Tell whoever started this process when it has its partitions."""
-    while engine.health.state != "running":
+    while engine.health.state != "running":  # noqa: ASYNC110 (asked now and then by probes, too)
         await asyncio.sleep(_LOOK)
     gc.freeze()  # models and modules live as long as the process: keep the collector off them
     notify(READY)
