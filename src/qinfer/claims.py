@@ -31,13 +31,15 @@ class Claims:
     Args:
         bus: a started bus.
         max_bytes: what the process may hold at once.
+        limit: what that is called where it is set.
 
     Attributes:
         held_bytes: what it holds.
     """
 
-    def __init__(self, bus: Bus, *, max_bytes: int) -> None:
+    def __init__(self, bus: Bus, *, max_bytes: int, limit: str = "--max-claim-bytes") -> None:
         self._bus = bus
+        self._limit = limit
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self._slots = asyncio.Semaphore(_TRANSFERS)
@@ -55,7 +57,7 @@ class Claims:
         if self._waiting or self.held_bytes + size > self.max_bytes:
             raise QueueFull(
                 f"{self.held_bytes} bytes of large tensors are held here; {size} more do not fit into "
-                f"{self.max_bytes} (--max-claim-bytes)",
+                f"{self.max_bytes} ({self._limit})",
                 retry_after=1.0,
             )
         self.held_bytes += size
@@ -147,7 +149,7 @@ class Claims:
         if size > self.max_bytes:
             raise PayloadTooLarge(
                 f"{size} bytes of tensors that are too large for a message are above the limit of "
-                f"{self.max_bytes} bytes (--max-claim-bytes)"
+                f"{self.max_bytes} bytes ({self._limit})"
             )
 
     async def _remove(self, name: str) -> None:

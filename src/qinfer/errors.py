@@ -260,6 +260,13 @@ class BusUnavailable(Unavailable):
     retry = Retry.MAYBE
 
 
+class ConnectionLost(Unavailable):
+    """The connection to the server ended before its answer came."""
+
+    reason = "connection_lost"
+    retry = Retry.MAYBE
+
+
 class ShuttingDown(Unavailable):
     """This process is draining."""
 

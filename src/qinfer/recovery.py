@@ -132,6 +132,10 @@ class Recovery(Generic[CallT]):
             self._later(pause * random.uniform(0.5, 1.0), partial(self._again, again))
         return hopeless
 
+    def heard(self, call: CallT) -> None:
+        """Responses to a call come, and nothing is missing: nothing of it was lost."""
+        self._doubtful.pop(call.number, None)
+
     def _transient(self, call: CallT, error: QInferError) -> bool:
         """Whether another try may do better."""
         if isinstance(error, NoWorker) and not call.interrupted:

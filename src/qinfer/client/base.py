@@ -10,16 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from qinfer.datatypes import Array
 from qinfer.jobs import JobOptions, JobRecord
 from qinfer.message import Tensor
 from qinfer.registry import TensorRecord
 
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
 Inputs: TypeAlias = "Mapping[str, Any] | Sequence[Tensor]"
-"""Input tensors by name: numpy arrays, torch tensors, pandas columns, or (nested) lists, which get the datatype
-of the model's signature. Or tensors in their raw form."""
+"""Input tensors by name: numpy arrays, torch tensors, pandas columns, or (nested) lists, which get the
+datatype of the model's signature. Or tensors in their raw form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +58,31 @@ class Result:
             if tensor.name == name:
                 return tensor.numpy()
         raise KeyError(name)
+
+    def to_torch(self) -> dict[str, torch.Tensor]:
+        """The outputs as torch tensors by name, on the CPU and with memory of their own.
+
+        Raises:
+            InvalidRequest: an output is BYTES, which torch has no tensors of.
+            BackendUnavailable: torch is not installed.
+        """
+        from qinfer.client.libraries import to_torch
+
+        return to_torch(self.tensors)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The outputs as one table: a row for each of their first dimension, which they have to agree about.
+
+        An output of shape [n] or [n, 1] is a column of its name; one of shape [n, k] is k columns, NAME_0 and
+        so on; one of more dimensions is a column of arrays. BYTES are text where they are UTF-8.
+
+        Raises:
+            InvalidRequest: the outputs have no rows, or differ in how many.
+            BackendUnavailable: pandas is not installed.
+        """
+        from qinfer.client.libraries import to_pandas
+
+        return to_pandas(self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +150,7 @@ class AsyncClient(ABC):
         """Cancel what is in flight and disconnect. Idempotent."""
 
     @abstractmethod
-    async def infer(self, model: str, inputs: Inputs, options: Options = Options()) -> Result:  # noqa: B008
+    async def infer(self, model: str, inputs: Inputs, options: Options = Options()) -> Result:
         """Ask a model for one answer.
 
         Retried, within the deadline, only after errors that say that it is safe. A call that is cancelled
@@ -132,7 +161,7 @@ class AsyncClient(ABC):
         """
 
     @abstractmethod
-    def stream(self, model: str, inputs: Inputs, options: Options = Options()) -> AsyncIterator[Result]:  # noqa: B008
+    def stream(self, model: str, inputs: Inputs, options: Options = Options()) -> AsyncIterator[Result]:
         """Ask a model for any number of responses, one after the other; leaving the iteration cancels it.
 
         Raises:
@@ -144,7 +173,7 @@ class AsyncClient(ABC):
         self,
         model: str,
         inputs: Inputs,
-        options: Options = Options(),  # noqa: B008
+        options: Options = Options(),
         job: JobOptions = JobOptions(),  # noqa: B008
     ) -> JobRecord:
         """Have a model asked later, durably: returns as soon as the job is stored."""

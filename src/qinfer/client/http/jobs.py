@@ -1,0 +1,143 @@
+"""Jobs through a gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from time import monotonic
+from typing import Any
+from urllib.parse import quote
+
+from qinfer.client.base import Result
+from qinfer.client.http.session import Session
+from qinfer.client.http.wire import infer_body, model_path, read_answer, read_json
+from qinfer.client.transport import Question
+from qinfer.errors import DeadlineExceeded, InternalError
+from qinfer.headers import JSON_LENGTH
+from qinfer.jobs import JobOptions, JobRecord, JobState, Progress
+from qinfer.message import Request, WireError
+
+_QUICK = 10.0  # seconds for a question that waits for nothing
+_LONG_POLL = 25.0  # seconds a server may think about one question; proxies cut longer ones off
+_MICROSECOND = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class HttpJobs:
+    """The jobs of one caller.
+
+    Args:
+        session: a started session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def submit(
+        self, question: Question, request: Request, job: JobOptions, headers: Mapping[str, str]
+    ) -> JobRecord:
+        """Have a request stored as a job."""
+        body = infer_body(request, 0)
+        reply = await self._session.call(
+            "POST",
+            f"{model_path(question.model, question.options.version)}/infer",
+            deadline=question.deadline,
+            body=body,
+            headers={
+                **headers,
+                **_option_headers(job),
+                JSON_LENGTH: str(len(body[0])),
+                "Prefer": "respond-async",
+            },
+        )
+        if reply.status != HTTPStatus.ACCEPTED:
+            raise InternalError(
+                f"the server answered with status {reply.status}; expected 202 and a job: does it run jobs?"
+            )
+        return _record(read_json(reply.raw))
+
+    async def get(self, job_id: str, wait: float) -> JobRecord:
+        """How a job is doing, at its end or after `wait` seconds.
+
+        Raises:
+            JobNotFound: there is no such job.
+        """
+        give_up = monotonic() + wait
+        while True:
+            left = max(0.0, give_up - monotonic())
+            poll = min(left, _LONG_POLL)
+            query = f"?wait={poll:.3f}" if poll else ""
+            reply = await self._session.call(
+                "GET", f"{_path(job_id)}{query}", deadline=monotonic() + poll + _QUICK
+            )
+            record = _record(read_json(reply.raw))
+            if record.ended_us or left <= _LONG_POLL:
+                return record
+
+    async def result(self, job_id: str, timeout: float) -> Result:
+        """A job's answer.
+
+        Raises:
+            DeadlineExceeded: it has not ended in that time.
+            QInferError: why it failed.
+        """
+        give_up = monotonic() + timeout
+        while True:
+            left = max(0.0, give_up - monotonic())
+            poll = min(left, _LONG_POLL)
+            reply = await self._session.call(
+                "GET", f"{_path(job_id)}/result?wait={poll:.3f}", deadline=monotonic() + poll + _QUICK
+            )
+            if reply.status == HTTPStatus.OK:
+                return read_answer(reply.raw, reply.headers.get(JSON_LENGTH))
+            if left <= _LONG_POLL:
+                state = _record(read_json(reply.raw)).state.value
+                raise DeadlineExceeded(f"job {job_id} is {state} after {timeout:g} s")
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Have a job not run, or stopped."""
+        reply = await self._session.call("POST", f"{_path(job_id)}/cancel", deadline=monotonic() + _QUICK)
+        return _record(read_json(reply.raw))
+
+
+def _path(job_id: str) -> str:
+    return f"/v2/jobs/{quote(job_id, safe='')}"
+
+
+def _option_headers(job: JobOptions) -> dict[str, str]:
+    """Options that are not the server's defaults anyway."""
+    headers = {}
+    for name, default in ((field, getattr(JobOptions(), field)) for field in JobOptions.__struct_fields__):
+        value = getattr(job, name)
+        if value != default:
+            told = str(value).lower() if isinstance(value, bool) else str(value)
+            headers[f"x-qinfer-job-{name.replace('_', '-')}"] = told
+    return headers
+
+
+def _record(job: Any) -> JobRecord:
+    try:
+        error, progress = job.get("error"), job.get("progress")
+        return JobRecord(
+            id=str(job["id"]),
+            state=JobState(job["state"]),
+            model=str(job["model_name"]),
+            version=str(job.get("model_version") or ""),
+            created_us=_microseconds(job.get("created_at")),
+            started_us=_microseconds(job.get("started_at")),
+            ended_us=_microseconds(job.get("ended_at")),
+            attempts=int(job.get("attempts", 0)),
+            priority=int(job.get("priority", 0)),
+            error=None if error is None else WireError(str(error["reason"]), str(error["message"])),
+            progress=None if progress is None else Progress(int(progress["done"]), int(progress["total"])),
+            queue_position=job.get("queue_position"),
+            webhook_state=str(job.get("webhook_state") or ""),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InternalError(f"the server's answer is no job: {error!r}") from None
+
+
+def _microseconds(moment: str | None) -> int:
+    """Unix time of an RFC 3339 moment; 0 for none."""
+    return 0 if moment is None else (datetime.fromisoformat(moment) - _EPOCH) // _MICROSECOND
