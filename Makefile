@@ -34,8 +34,9 @@ serve: $(demo_ready) ## build the example models and serve them until Ctrl-C
 	$(BIN)/python examples/build_models.py --out examples/models
 	$(BIN)/qinfer serve examples/models $(ARGS)
 
+# Files of tests side by side, each in one process: they mostly wait.
 test: lint ## linters, types and tests: what CI runs (ARGS for pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(dev_ready) ## ruff and mypy
 	$(BIN)/ruff check
