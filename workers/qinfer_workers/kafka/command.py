@@ -33,9 +33,9 @@ def kafka_score(
 ) -> None:
     """Score a Kafka topic: read records, have models score them, write the results."""
     from qinfer_workers.kafka.clients import require
-    from qinfer_workers.kafka.pipeline import load
+    from qinfer_workers.kafka.pipeline import read
 
-    loaded = load(pipeline)
+    loaded = read(pipeline)
     if check:
         click.echo(f"{pipeline}: ok")
         return
