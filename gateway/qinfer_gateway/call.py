@@ -44,6 +44,8 @@ class Call:
     """How the call came in, for metrics and logs: "http" or "grpc"."""
     operation: ClassVar[str]
     """Name of its span."""
+    takes_many: ClassVar[bool] = False
+    """Whether it is a `streams.StreamCall`."""
 
     request: Request
     target: Target
@@ -66,6 +68,13 @@ class Call:
     def status(self, error: QInferError | None) -> int:
         """The protocol's status code of an outcome."""
         return 200 if error is None else error.http_status
+
+    def arrived(self, frame: ResponseFrame, response: Response) -> bool:  # noqa: ARG002
+        """One of many responses is here: whether it is the last, which `answered` or `failed` get then."""
+        return True
+
+    def dropped(self) -> None:
+        """Nobody reads the rest of its responses."""
 
     @abstractmethod
     def answered(self, frame: ResponseFrame, response: Response) -> None:

@@ -26,6 +26,7 @@ class Target:
             limit.
         max_queue_bytes: bytes the broker queues for it.
         max_queue_size: requests that may wait for it by its configuration; 0 for no such limit.
+        decoupled: whether it gives any number of responses to a request.
         served: whether a live worker serves it.
         subject: where its requests are published.
         element: the type of all inputs' elements in JSON; None when they differ.
@@ -33,8 +34,8 @@ class Target:
     """
 
     __slots__ = (
-        "element", "json_parts", "max_queue_bytes", "max_queue_rows", "max_queue_size", "max_rows", "model",
-        "record", "served", "signature", "subject", "wanted_version",
+        "decoupled", "element", "json_parts", "max_queue_bytes", "max_queue_rows", "max_queue_size",
+        "max_rows", "model", "record", "served", "signature", "subject", "wanted_version",
     )  # fmt: skip
 
     def __init__(self, wanted_version: str, record: ModelRecord, *, served: bool, subject: str) -> None:
@@ -48,6 +49,7 @@ class Target:
         self.max_queue_size = config.dynamic_batching.default_queue_policy.max_queue_size
         self.max_queue_rows = int(config.parameters[QUEUE_ROWS].string_value or 0)  # checked by the worker
         self.max_queue_bytes = record.queue_bytes or sys.maxsize
+        self.decoupled = config.model_transaction_policy.decoupled
         elements = {DATATYPES[tensor.datatype].element for tensor in record.inputs}
         self.element = elements.pop() if len(elements) == 1 else None
         self.json_parts: dict[Hashable, bytes] = {}

@@ -136,6 +136,26 @@ class Detours:
         detour.fetching = True
         self._start(self._fetch(call, frame, response))
 
+    async def redeem(self, response: Response) -> None:
+        """Give one of many responses its data, and remove them from the store.
+
+        Raises:
+            QInferError: they cannot be had.
+        """
+        size = response.claim_bytes
+        try:
+            await self._claims.room(size)
+            try:
+                await self._claims.redeem(response.claim, size, response.outputs)
+            finally:
+                self._claims.release(size)
+        except NotFound as error:
+            raise _lost(error) from None
+        except MalformedMessage as error:
+            raise _unreadable(error) from None
+        finally:
+            self.discard(response)
+
     def discard(self, response: Response) -> None:
         """The data of an answer are not needed (any more): remove them, unless they are kept for others."""
         if not response.flags & KEPT:
@@ -218,9 +238,9 @@ class Detours:
             finally:
                 self._claims.release(size)
         except NotFound as error:
-            self._fail(call, BusUnavailable(f"the answer is lost: {error}", retry_after=1.0))
+            self._fail(call, _lost(error))
         except MalformedMessage as error:
-            self._fail(call, InternalError(f"the worker's answer cannot be read: {error}"))
+            self._fail(call, _unreadable(error))
         except QInferError as error:
             self._fail(call, error)
         finally:
@@ -329,6 +349,14 @@ class Detours:
             self.fetch(call, kept.frame, kept.response)
         else:
             self._answer(call, kept.frame, kept.response)
+
+
+def _lost(error: NotFound) -> BusUnavailable:
+    return BusUnavailable(f"the answer is lost: {error}", retry_after=1.0)
+
+
+def _unreadable(error: MalformedMessage) -> InternalError:
+    return InternalError(f"the worker's answer cannot be read: {error}")
 
 
 def _message_id(name: str, kept: Kept | None) -> str:

@@ -32,6 +32,7 @@ from qinfer_gateway.catalog import Target
 from qinfer_gateway.detours import Detours
 from qinfer_gateway.observer import Observer
 from qinfer_gateway.outbox import Outbox
+from qinfer_gateway.streams import Streams
 
 __all__ = ["Call", "Dispatcher"]
 
@@ -86,6 +87,7 @@ class Dispatcher:
             fail=self._fail,
         )
         self._cancellations = Cancellations(bus)
+        self._streams = Streams(self._cancellations, self._detours, observer)
         self._recovery = Recovery(
             bus,
             self._calls,
@@ -132,7 +134,10 @@ class Dispatcher:
             WaitTooLong: the call would not be answered in its time.
             PayloadTooLarge: larger than this gateway takes.
             ShuttingDown: this gateway is draining.
+            Unsupported: the model gives any number of responses, and the call takes one.
         """
+        if call.takes_many or target.decoupled:
+            self._streams.admit(call, target, request)
         _, rows = target.signature.check(request)
         size = _REQUEST_OVERHEAD
         for tensor in request.inputs:
@@ -179,12 +184,17 @@ class Dispatcher:
         call.model = model
         self._observer.failed(call, error)
 
-    def abandon(self, call: Call) -> None:
-        """The caller has gone: forget the call, and tell the workers."""
+    def abandon(self, call: Call, *, private: bool = False) -> None:
+        """The caller has gone: forget the call, and tell the workers.
+
+        One with an idempotency key is run all the same, for who asks again, unless it is `private`.
+        """
         if self._take(call):
             self._observer.failed(call, Cancelled("the caller has gone"))
-            if call.sent_us and not call.request.idempotency:
+            if call.sent_us and (private or not call.request.idempotency):
                 self._cancellations.add(call.model, call.number)
+        if call.takes_many:
+            call.dropped()
 
     async def drain(self, timeout: float) -> None:
         """Refuse new calls and wait for those in flight; what is left after `timeout` seconds fails."""
@@ -249,9 +259,8 @@ class Dispatcher:
                 if response.claim:
                     self._detours.discard(response)
                 continue
-            if response.claim:
+            if (found.takes_many or response.claim) and not self._ends(found, frame, response):
                 calls[response.id] = found
-                self._detours.fetch(found, frame, response)
                 continue
             call = found
             rows += call.rows
@@ -270,6 +279,13 @@ class Dispatcher:
             call.flight.heard(frame, rows + late, call.target.max_rows, now, latency=now - call.started)
         if not calls:
             self._idle.set()
+
+    def _ends(self, call: Call, frame: ResponseFrame, response: Response) -> bool:
+        """Whether a response is a call's last, and complete."""
+        if call.takes_many:
+            return call.arrived(frame, response)
+        self._detours.fetch(call, frame, response)
+        return False
 
     def _read(self, data: bytes) -> ResponseFrame | None:
         """A frame with responses; None where it has none."""
@@ -323,6 +339,8 @@ class Dispatcher:
         if self._take(call, expired=expired):
             call.failed(error)
             self._observer.failed(call, error)
+            if call.takes_many:
+                self._streams.left(call)
 
     def _take(self, call: Call, *, answered: bool = False, expired: bool = False) -> bool:
         """Whether the call was in flight; it is no longer."""

@@ -56,6 +56,10 @@ class Observer:
         if call.span is not None:
             call.span.published()
 
+    def begun(self, call: Call, now: float) -> None:
+        """A call that takes many responses got its first; `now` is of `time.monotonic`."""
+        self.stats.record_first(call.model, call.protocol, now - call.started)
+
     def answered(self, call: Call, frame: ResponseFrame, response: Response, now: float) -> None:
         """A call got its response, which may be an error; `now` is of `time.monotonic`."""
         error = response.error

@@ -9,7 +9,8 @@ from typing import Any
 from qinfer.errors import InvalidRequest, Unsupported
 
 _SHARED_MEMORY = "shared_memory_region"
-_EMPTY_FINAL = "triton_enable_empty_final_response"
+EMPTY_FINAL = "triton_enable_empty_final_response"
+"""Request parameter: an end of its own is wanted where the last response did not say that it was."""
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ def read_parameters(given: Mapping[str, Any] | None) -> RequestParameters:
             if not isinstance(value, bool):
                 raise InvalidRequest(f"parameter {name!r} is {value!r}; expected true or false")
             result.binary_output = value
-        elif name.startswith("triton_") and name != _EMPTY_FINAL:
+        elif name.startswith("triton_") and name != EMPTY_FINAL:
             raise InvalidRequest(f"parameter {name!r}: names that begin with 'triton_' are reserved")
         elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             raise InvalidRequest(f"parameter {name!r} is an integer of more than 64 bits")

@@ -227,8 +227,9 @@ class Isolation:
         # The run that nobody recorded, because nobody suspected anything then.
         mates = [member.request_id for member in case.members.values()]
         unrecorded = Attempt("", 0, mates if len(mates) > 1 else [])
+        times = 2 if case.served.streams else 1  # see `begins_among_others`
         for place in case.members:
-            case.runs.setdefault(place, [unrecorded])
+            case.runs.setdefault(place, [unrecorded] * times)
 
     async def _note(self, case: Case, group: Sequence[int]) -> None:
         """Record a run that is about to begin."""
@@ -282,6 +283,16 @@ class Isolation:
         )
         del case.members[place]
         self._give_up(case.served, member, error)
+
+
+def begins_among_others(held: HeldFrame) -> bool:
+    """Whether a frame's requests run as if they came for the first time.
+
+    The streams of a worker that was stopped are many and long: one after the other they would be late. So they
+    are run apart from the second time on.
+    """
+    attempt = held.delivery.attempt
+    return attempt == 1 or (attempt == 2 and held.served is not None and held.served.streams)
 
 
 def _without_data(request: Request) -> Request:

@@ -29,7 +29,7 @@ from qinfer_workers.credit import Credit
 from qinfer_workers.held import HeldFrames
 from qinfer_workers.instance import Completion
 from qinfer_workers.intake import Intake, Settled, check_names, is_incomplete
-from qinfer_workers.isolation import Case, Isolation
+from qinfer_workers.isolation import Case, Isolation, begins_among_others
 from qinfer_workers.replies import Replies
 from qinfer_workers.senders import Senders
 from qinfer_workers.served import ServedVersion
@@ -341,7 +341,7 @@ class ModelService:
         self, served: ServedVersion, held: HeldFrame, version: str, members: dict[int, Member]
     ) -> None:
         """Let requests wait for their batch, or alone where they came before."""
-        if held.delivery.attempt > 1:
+        if not begins_among_others(held):
             self._isolation.add(Case(held, served, version, members))
             return
         add = served.batches.add

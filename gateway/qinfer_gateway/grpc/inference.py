@@ -19,6 +19,8 @@ from qinfer_gateway.dispatcher import Call, Dispatcher
 from qinfer_gateway.grpc.codec import decode_request, encode_response, parse
 from qinfer_gateway.grpc.status import Context, fail, unexpected
 from qinfer_gateway.idempotency import KEY_HEADER, set_key
+from qinfer_gateway.parameters import EMPTY_FINAL
+from qinfer_gateway.streams import StreamCall
 
 OFF_LOOP_BYTES = 64 * 1024
 """Typed contents of more bytes are converted in a thread, so that they do not hold up the other calls."""
@@ -55,6 +57,26 @@ class GrpcCall(Call):
     def failed(self, error: QInferError) -> None:
         if not self.answer.done():
             self.answer.set_result(error)
+
+
+class GrpcStreamCall(StreamCall):
+    """One inference request of a stream.
+
+    Attributes:
+        empty_final: the client wants an end of its own where the last response did not say that it was.
+    """
+
+    __slots__ = ("empty_final",)
+
+    protocol = "grpc"
+    operation = METHODS["ModelStreamInfer"].path[1:]
+
+    def __init__(self) -> None:
+        super().__init__(monotonic())
+        self.empty_final = False
+
+    def status(self, error: QInferError | None) -> int:
+        return 0 if error is None else int(error.grpc_status)
 
 
 class Inference:
@@ -112,14 +134,13 @@ class Inference:
         """
         identify(self._access, context, Permission.INFERENCE, count=False)
 
-    async def submit(self, call: GrpcCall, data: bytes, context: Context, *, streamed: bool = False) -> None:
+    async def submit(self, call: GrpcCall | GrpcStreamCall, data: bytes, context: Context) -> None:
         """Decode a request and send it on its way; the call gets the answer.
 
         Args:
             call: gets the answer.
             data: the serialised request.
-            context: of the RPC.
-            streamed: the RPC's metadata are those of other requests, too.
+            context: of the RPC. Of a stream its metadata are those of other requests, too.
 
         Raises:
             QInferError: it was refused, which has been counted.
@@ -141,7 +162,9 @@ class Inference:
                 request, timeout = await self._loop.run_in_executor(self._threads, decode_request, message)
             if principal is not ANONYMOUS:
                 principal.stamp(request)
-            self._read_metadata(request, target, context, streamed=streamed)
+            if isinstance(call, GrpcStreamCall):
+                call.empty_final = request.parameters.pop(EMPTY_FINAL, False) is True
+            self._read_metadata(request, target, context, streamed=call.takes_many)
             timeout = _allowed(call, timeout, context.time_remaining(), monotonic())
             self._dispatcher.submit(call, target, request, timeout=timeout)
         except QInferError as error:
@@ -167,10 +190,10 @@ class Inference:
                 f"{KEY_HEADER!r} is in the metadata of a stream, and would be the key of all its requests; "
                 "expected it with ModelInfer"
             )
-        if key is not None or self._ids_are_keys:
+        if key is not None or (self._ids_are_keys and not target.decoupled):
             set_key(request, target, key, ids=self._ids_are_keys)
 
-    def abandon(self, call: GrpcCall) -> None:
+    def abandon(self, call: GrpcCall | GrpcStreamCall) -> None:
         """The caller has gone."""
         self._dispatcher.abandon(call)
 

@@ -1,14 +1,21 @@
-"""`ModelStreamInfer`: many requests on one stream, answered in their order."""
+"""`ModelStreamInfer`: many requests on one stream, each with any number of responses.
+
+Requests for models that give one answer are answered in their order. Those of decoupled models are written
+as their responses come, among each other.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 from qinfer.errors import QInferError, ShuttingDown
+from qinfer.lifecycle import cancelled
 from qinfer_gateway.grpc.codec import encode_response, encode_streamed, encode_streamed_error
-from qinfer_gateway.grpc.inference import GrpcCall, Inference
-from qinfer_gateway.grpc.status import Context, fail
+from qinfer_gateway.grpc.inference import GrpcStreamCall, Inference
+from qinfer_gateway.grpc.status import Context, fail, unexpected
+from qinfer_gateway.streams import Streamed
 
 MAX_IN_FLIGHT = 256
 """Requests of one stream in flight at once; more are not read until earlier ones are answered."""
@@ -57,19 +64,23 @@ class Streams:
 
 
 class _Stream:
-    """One stream: a task reads and submits, the handler's own task writes the answers."""
+    """One stream: a task reads and submits, one answers in order, and each decoupled request has its own."""
 
     def __init__(self, inference: Inference, requests: AsyncIterator[bytes], context: Context) -> None:
         self._inference = inference
         self._requests = requests
         self._context = context
-        self._calls: asyncio.Queue[GrpcCall | None] = asyncio.Queue(MAX_IN_FLIGHT)
-        self._current: GrpcCall | None = None
+        self._places = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._calls: set[GrpcStreamCall] = set()
+        self._orderly: asyncio.Queue[GrpcStreamCall | None] = asyncio.Queue()  # bounded by the places
+        self._writing = asyncio.Lock()
         self._closing = False
         metadata = context.invocation_metadata() or ()
         self._real_errors = any(name == _REAL_ERRORS and value == "true" for name, value in metadata)
-        self._reader = asyncio.create_task(self._read(), name="grpc stream")
-        self._reader.add_done_callback(self._wake)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reader = self._spawn(self._read())
+        self._spawn(self._answer_in_order())
 
     async def run(self) -> None:
         """Answer until the client has no more requests.
@@ -78,54 +89,84 @@ class _Stream:
             QInferError: the stream ends with this error.
         """
         try:
-            while not (self._reader.done() and self._calls.empty()):
-                self._current = await self._calls.get()
-                if self._current is not None:
-                    await self._answer(self._current)
+            await self._end
             if self._closing:
                 raise ShuttingDown("this gateway is shutting down", retry_after=1.0)
-            await self._reader
         finally:
-            self._leave()
+            await self._leave()
 
     def finish(self) -> None:
         """Read no more."""
         self._closing = True
         self._reader.cancel()
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name="grpc stream")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task is self._reader:
+            self._orderly.put_nowait(None)
+        error = None if task.cancelled() else task.exception()
+        if self._end.done():
+            return
+        if isinstance(error, QInferError):
+            self._end.set_exception(error)
+        elif isinstance(error, Exception):
+            self._end.set_exception(unexpected("ModelStreamInfer", error))
+        elif not self._tasks:
+            self._end.set_result(None)
+
     async def _read(self) -> None:
         async for data in self._requests:
-            call = self._inference.new_call()
-            await self._calls.put(call)
+            await self._places.acquire()
+            call = GrpcStreamCall()
+            self._calls.add(call)
+            decoupled = False
             try:
-                await self._inference.submit(call, data, self._context, streamed=True)
+                await self._inference.submit(call, data, self._context)
+                decoupled = call.target.decoupled
             except QInferError as error:
                 call.failed(error)
             except asyncio.CancelledError:
                 call.failed(ShuttingDown("this gateway is shutting down", retry_after=1.0))
+                self._orderly.put_nowait(call)
                 raise
+            if decoupled:
+                self._spawn(self._answer(call))
+            else:
+                self._orderly.put_nowait(call)
 
-    def _wake(self, _: asyncio.Task[None]) -> None:
-        """The reader ended: the writer may be waiting for what will not come."""
-        if not self._calls.full():
-            self._calls.put_nowait(None)
+    async def _answer_in_order(self) -> None:
+        while (call := await self._orderly.get()) is not None:
+            await self._answer(call)
 
-    async def _answer(self, call: GrpcCall) -> None:
-        answer = await call.answer
-        if isinstance(answer, QInferError):
+    async def _answer(self, call: GrpcStreamCall) -> None:
+        """Write all responses to a request."""
+        try:
+            while (streamed := await call.next()) is not None:
+                if not streamed.empty or call.empty_final:
+                    await self._write(self._encode(call, streamed))
+        except QInferError as error:
             if self._real_errors:
-                raise answer
-            message = encode_streamed_error(call.request_id, answer)
-        else:
-            version, response = answer
-            message = encode_streamed(
-                encode_response(call.model, version, call.request_id, response, final=True)
-            )
-        await self._context.write(message)
+                raise
+            await self._write(encode_streamed_error(call.request_id, error))
+        self._calls.discard(call)
+        self._places.release()
 
-    def _leave(self) -> None:
-        self._reader.cancel()
-        while self._current is not None or not self._calls.empty():
-            if self._current is not None:
-                self._inference.abandon(self._current)
-            self._current = None if self._calls.empty() else self._calls.get_nowait()
+    def _encode(self, call: GrpcStreamCall, streamed: Streamed) -> bytes:
+        version, response, final = streamed
+        return encode_streamed(encode_response(call.model, version, call.request_id, response, final=final))
+
+    async def _write(self, message: bytes) -> None:
+        async with self._writing:  # grpcio takes one message at a time
+            await self._context.write(message)
+
+    async def _leave(self) -> None:
+        """Nobody listens any more, or nothing is left to be said."""
+        await cancelled(*self._tasks)
+        for call in self._calls:
+            self._inference.abandon(call)

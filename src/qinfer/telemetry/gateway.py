@@ -58,7 +58,7 @@ class GatewayStats:
         resent: requests published again, after a lost connection or a refusal of the broker.
     """
 
-    __slots__ = ("_is_known", "dropped", "frames", "queues", "requests", "resent")
+    __slots__ = ("_is_known", "dropped", "first_responses", "frames", "queues", "requests", "resent")
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class GatewayStats:
         self.queues = queues
         self.requests: dict[RequestKey, Histogram] = {}
         self.frames: dict[str, Frames] = {}
+        self.first_responses: dict[tuple[str, str], Histogram] = {}
         self.dropped = 0
         self.resent = 0
 
@@ -92,6 +93,13 @@ class GatewayStats:
         """Count requests that finished together, such as those of one response frame."""
         self._latency(model, protocol, outcome).observe_many(seconds)
 
+    def record_first(self, model: str, protocol: str, seconds: float) -> None:
+        """Count the first of many responses to a request for a known model, which took so many seconds."""
+        latency = self.first_responses.get((model, protocol))
+        if latency is None:
+            latency = self.first_responses[model, protocol] = Histogram(DURATION_SECONDS)
+        latency.observe(seconds)
+
     def record_frame(self, model: str, *, requests: int, rows: int) -> None:
         """Count one frame published for a known model."""
         frames = self.frames.get(model)
@@ -105,6 +113,8 @@ class GatewayStats:
         self.frames.pop(model, None)
         for key in [key for key in self.requests if key[0] == model]:
             del self.requests[key]
+        for first in [first for first in self.first_responses if first[0] == model]:
+            del self.first_responses[first]
 
     def _latency(self, model: str, protocol: str, outcome: str) -> Histogram:
         latency = self.requests.get((model, protocol, outcome))

@@ -191,6 +191,12 @@ class GatewayCollector(Collector):
         yield histogram_family(
             "qinfer_request_duration_seconds", "Arrival of a request to its answer", labels, latencies
         )
+        yield _histogram_family(
+            "qinfer_first_response_seconds",
+            "Arrival of a request to the first of its responses, where it takes many",
+            labels[:2],
+            tuple(self._stats.first_responses.items()),
+        )
         frames = tuple(self._stats.frames.items())
         published = CounterMetricFamily("qinfer_frames_published", "Frames published", labels=("model",))
         for model, sizes in frames:

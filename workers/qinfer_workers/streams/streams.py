@@ -147,6 +147,7 @@ class Streams:
         for member in batch.members:
             if not isinstance(member, StreamMember):  # made by the service
                 raise TypeError("a request for a decoupled model was not read as one")
+            self._supersede(member)
             stream = Stream(
                 member,
                 where=f"model {self._model!r}",
@@ -160,6 +161,21 @@ class Streams:
             running.open += 1
             thread.open += 1
             self._watch(opened)
+
+    def _supersede(self, member: StreamMember) -> None:
+        """End an earlier try at a request that its caller has sent again.
+
+        Not one that the broker has delivered again: its ack would be that of both.
+        """
+        frame, number = member.frame, member.request.id
+        for opened in list(self._open.values()):
+            earlier = opened.member.frame
+            if (
+                opened.member.request.id == number
+                and earlier.reply_to == frame.reply_to
+                and earlier.delivery.sequence != frame.delivery.sequence
+            ):
+                self._break_off(opened, Cancelled("the caller has sent the request again"))
 
     def _finish(self, running: _Running, completion: Completion) -> None:
         del self._running[running.batch]
