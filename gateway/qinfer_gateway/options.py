@@ -30,7 +30,16 @@ class GatewayOptions:
         lame_duck: how long, after SIGTERM, clients are answered on the connections they have, so that they
             find others; gRPC connections are renewed more often than that. 0 for not at all.
         drain_timeout: how long requests in flight may take to finish at shutdown.
+        batch_roots: folders that batch jobs may name files of, `NAME=FOLDER` each.
         log_requests: one structured log line a request.
+        jobs: take jobs in and run them.
+        jobs_in_flight: jobs of one model that this process works on at once.
+        max_jobs: jobs of the namespace that wait or run; more are answered 429.
+        max_job_bytes: what requests and results of jobs may take at the broker; more are answered 429.
+        job_timeout: what an attempt of a job may take that does not say.
+        job_keep: how long a job is kept after its end that does not say.
+        webhook_secret_file: secrets that webhooks are signed with; without one there are none.
+        webhook_allow: hosts and networks that webhooks may go to beside the public internet.
         keys_file: API keys that are accepted; None for none.
         jwt_jwks, jwt_issuer, jwt_audience: public keys of the issuer of JSON Web Tokens, and what the claims
             `iss` and `aud` have to say; no tokens are accepted without.
@@ -60,7 +69,16 @@ class GatewayOptions:
     broker_patience: float = 10.0
     lame_duck: float = 10.0
     drain_timeout: float = 30.0
+    batch_roots: tuple[str, ...] = ()
     log_requests: bool = False
+    jobs: bool = True
+    jobs_in_flight: int = 32
+    max_jobs: int = 100_000
+    max_job_bytes: int = 1 << 30
+    job_timeout: float = 600.0
+    job_keep: float = 86_400.0
+    webhook_secret_file: tuple[Path, ...] = ()
+    webhook_allow: tuple[str, ...] = ()
     keys_file: Path | None = None
     jwt_jwks: Path | None = None
     jwt_issuer: str = ""

@@ -69,7 +69,7 @@ def wait_lines(process: subprocess.Popen[bytes], journal: Path, count: int) -> N
 @pytest.mark.parametrize("name", ["out.parquet"])
 def test_kill_twice_and_go_on(tmp_path: Path, name: str) -> None:
     source = tmp_path / "in.jsonl"
-    rows = [{"x": [row, 13 if row % 50 == 7 else 0]} for row in range(ROWS)]
+    rows = [{"x": [-row, 13 if row % 50 == 7 else 0]} for row in range(ROWS)]
     source.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "whole").mkdir()
     assert start(source, tmp_path / "whole" / name, 1000).wait(PATIENCE) == 0

@@ -31,7 +31,7 @@ from qinfer_gateway.jobs.spare import Heard, Spare
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Requests of a batch job at once: one that runs and one that waits, so that no worker is idle between them."""
+"""Requests of a batch job at once: one that runs, and one that waits so that no worker is idle."""
 
 _TELL_SECONDS = 2.0  # between two updates of a job's progress
 _PATIENCE = 60.0  # seconds without any answer after which the job waits at the broker instead of here

@@ -25,6 +25,7 @@ _BUILT_IN = {
     "infer": "qinfer.cli.infer:infer",
     "keys": "qinfer.cli.keys:keys",
     "models": "qinfer.cli.models:models",
+    "score": "qinfer.cli.score:score",
     "serve": "qinfer.cli.serve:serve",
 }
 

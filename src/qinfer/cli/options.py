@@ -201,6 +201,63 @@ _security_options = (
     ),
 )
 
+_job_options = (
+    click.option(
+        "--jobs/--no-jobs",
+        default=True,
+        show_default=True,
+        help="Take asynchronous jobs in, and run them.",
+    ),
+    click.option(
+        "--jobs-in-flight",
+        type=click.IntRange(1, 1024),
+        default=32,
+        show_default=True,
+        help="Jobs of one model that a gateway works on at once.",
+    ),
+    click.option(
+        "--max-jobs",
+        type=click.IntRange(1),
+        default=100_000,
+        show_default=True,
+        help="Jobs that wait or run before more are answered 429.",
+    ),
+    click.option(
+        "--max-job-bytes",
+        type=Size(),
+        default=1 << 30,
+        show_default="1GiB",
+        help="What requests and results of jobs may take at the broker before more are answered 429.",
+    ),
+    click.option(
+        "--job-timeout",
+        type=click.FloatRange(0.001, 86400),
+        default=600.0,
+        show_default=True,
+        help="Seconds an attempt of a job may take that does not say.",
+    ),
+    click.option(
+        "--job-keep",
+        type=click.FloatRange(1, 604800),
+        default=86400.0,
+        show_default=True,
+        help="Seconds a job and its result are kept after its end, where it does not say.",
+    ),
+    click.option(
+        "--webhook-secret-file",
+        type=_FILE,
+        multiple=True,
+        help="Secrets that webhooks are signed with, one a line: whsec_ and base64. Read again when it changes; "
+        "several files, or lines, to change them one after the other.",
+    ),
+    click.option(
+        "--webhook-allow",
+        metavar="HOST|CIDR",
+        multiple=True,
+        help="A host or network that webhooks may go to beside the public internet; may be repeated.",
+    ),
+)
+
 gateway_options = _stack(
     click.option(
         "--lame-duck",
@@ -264,8 +321,16 @@ gateway_options = _stack(
         help="Seconds that requests in flight wait for a broker that is away, before they are answered 503.",
     ),
     click.option(
+        "--batch-root",
+        "batch_roots",
+        multiple=True,
+        metavar="NAME=FOLDER",
+        help="A folder whose files batch jobs may read and write, as NAME/path. May be repeated.",
+    ),
+    click.option(
         "--log-requests/--no-log-requests", default=False, help="Log one line a request.", show_default=True
     ),
+    *_job_options,
     *_security_options,
 )
 

@@ -30,7 +30,7 @@ class ServeOptions:
         max_payload: largest message of the embedded broker.
         max_claim_bytes: as for the gateway and the worker.
         max_body_bytes, idempotent_request_ids, request_timeout, max_in_flight,
-            max_queue_rows, broker_patience, log_requests: as for the gateway.
+            max_queue_rows, broker_patience, batch_roots, log_requests: as for the gateway.
         ack_wait, hang_timeout, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         lame_duck: how long a gateway that is replaced serves the clients it has.
         drain_timeout: how long each role may take to finish its work at shutdown.
@@ -71,6 +71,7 @@ class ServeOptions:
     lame_duck: float = 10.0
     drain_timeout: float = 30.0
     startup_timeout: float = 300.0
+    batch_roots: tuple[str, ...] = ()
     log_requests: bool = False
     keys_file: Path | None = None
     jwt_jwks: Path | None = None

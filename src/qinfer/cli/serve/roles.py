@@ -33,6 +33,7 @@ def gateway(
         f"--max-queue-rows={options.max_queue_rows}",
         f"--broker-patience={options.broker_patience}",
         f"--lame-duck={options.lame_duck}",
+        *(f"--batch-root={root}" for root in options.batch_roots),
         "--reuse-port",
         "--log-requests" if options.log_requests else "--no-log-requests",
         *_security(options),
