@@ -73,12 +73,14 @@ def nats_option(*, required: bool) -> Callable[[_Function], _Function]:
     """
     url = click.option(
         "--nats",
+        "--bus",
+        "nats",
         metavar="URL",
         envvar=NATS_VARIABLE,
         show_envvar=True,
         required=required,
         help="The broker, nats://HOST:PORT; several separated by commas. Put credentials into the variable, "
-        "not on the command line.",
+        "not on the command line. With kafka://HOST:PORT everything goes over Kafka.",
     )
     return _stack(url, *(_nats_file(f"--nats-{name}", name, text) for name, text in _NATS_FILES.items()))
 
