@@ -19,7 +19,15 @@ MAY_IMPORT = {
     "qinfer_gateway": {"qinfer", "qinfer_gateway"},
     "qinfer_workers": {"qinfer", "qinfer_workers"},
 }
-OPTIONAL = {"onnxruntime", "torch", "aiokafka", "pyarrow", "nats_server", "opentelemetry.exporter"}
+OPTIONAL = {
+    "onnxruntime",
+    "torch",
+    "aiokafka",
+    "fastavro",
+    "pyarrow",
+    "nats_server",
+    "opentelemetry.exporter",
+}
 """What an extra brings: `import qinfer` has to work without it."""
 
 MAX_LINES = 400

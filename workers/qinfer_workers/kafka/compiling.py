@@ -154,13 +154,15 @@ def _field(
     if fault := _unfit(spec, select, index, labels):
         document.fault(where, fault)
         return None
-    datatype = {"argmax": "INT64", "label": "BYTES"}.get(select, spec.datatype)
+    chosen = bool(select) or index >= 0
+    widened = "FP32" if chosen and spec.datatype == "BF16" else spec.datatype
+    datatype = {"argmax": "INT64", "label": "BYTES"}.get(select, widened)
     return OutputField(
         path=path,
         model=label,
         output=spec.name,
-        datatype="FP32" if datatype == "BF16" else datatype,
-        dims=spec.dims[:-1] if select or index >= 0 else spec.dims,
+        datatype=datatype,
+        dims=spec.dims[:-1] if chosen else spec.dims,
         batched=info.max_batch_size != 0,
         bf16=spec.datatype == "BF16",
         select=select,
@@ -241,7 +243,9 @@ def setups(
     file = pipeline.file
     source, output = settings.format_of(file.source.format), settings.format_of(file.output.format)
     keep = file.output.keep if isinstance(file.output.keep, str) else tuple(file.output.keep)
-    used = {path.text: path for plan in plans for item in plan.inputs for path in item.paths}
+    # Those of models with a batch dimension come first: they tell how many rows a record has.
+    ordered = sorted(plans, key=lambda plan: not plan.batched)
+    used = {path.text: path for plan in ordered for item in plan.inputs for path in item.paths}
     verbatim = type(source) is type(output)
     tabular = isinstance(source, _TABLES)
     limits = [plan.max_batch_size for plan in plans if plan.max_batch_size]

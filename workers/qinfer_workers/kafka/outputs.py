@@ -24,10 +24,10 @@ class OutputField:
         path: names from the outside in.
         model: label of the model.
         output: name of its output.
-        datatype: of the field's elements; "FP32" for BF16, which documents do not know.
+        datatype: of the field's elements.
         dims: of the field, without a batch dimension; -1 for a variable one.
         batched: whether the model has a batch dimension.
-        bf16: the output is BF16.
+        bf16: the output is BF16; what is selected of it is FP32.
         select: what becomes of the last dimension.
         index: only this element of it; -1 for all.
         labels: of its elements.
@@ -87,7 +87,7 @@ class OutputColumn:
             as_bytes: the format has bytes; else binary fields become base64.
         """
         if self.stacked is not None and self.field.datatype != "BYTES":
-            array = self.stacked
+            array = from_bf16(self.stacked) if self.field.datatype == "BF16" else self.stacked
             return (array.reshape(len(array)) if self.field.single else array).tolist()
         return [self._value(place, part, as_bytes) for place, part in enumerate(self._each())]
 
@@ -107,7 +107,7 @@ class OutputColumn:
     def _value(self, place: int, part: Array, as_bytes: bool) -> Any:
         if self.field.single:
             part = part.reshape(len(part) if self.tabular and self.field.batched else ())
-        value = part.tolist()
+        value = (from_bf16(part) if self.field.datatype == "BF16" else part).tolist()
         if self.field.datatype != "BYTES":
             return value
         try:
@@ -185,7 +185,7 @@ def _spans(parts: Sequence[Rows], places: Sequence[int], batched: bool) -> list[
 
 def _selected(column: OutputColumn, of: OutputField) -> OutputColumn:
     """The column with what its field selects."""
-    if not (of.bf16 or of.select or of.index >= 0):
+    if not (of.select or of.index >= 0):
         return column
     if column.stacked is None:
         column.parts = [_checked(column, place, part, of) for place, part in enumerate(column.parts)]
@@ -232,8 +232,6 @@ def _select(array: Array, of: OutputField) -> Array:
         return np.asarray(array[..., of.index])
     if of.select == "max":
         return np.asarray(array.max(axis=-1))
-    if not of.select:
-        return array
     places = np.asarray(array.argmax(axis=-1))
     if of.select == "argmax":
         return places

@@ -25,6 +25,7 @@ _EXTRAS = {
     "torch": "serves PyTorch models",
     "embedded": "lets `qinfer serve` start a broker of its own",
     "kafka": "scores Kafka topics",
+    "kafka-schemas": "reads and writes Avro and Protobuf records of Kafka",
     "parquet": "reads and writes Parquet files",
     "otlp": "exports traces",
     "security": "accepts JSON Web Tokens, and NATS users known by an nkey",
