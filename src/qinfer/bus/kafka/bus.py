@@ -101,6 +101,7 @@ class KafkaBus(Bus):
     async def start(self) -> None:
         await self._connection.start()
         self._started = True
+        self._loop = asyncio.get_running_loop()
         names = self._topics
         control = names.control()
         self._control: Partition = (control.name, 0)
@@ -163,7 +164,7 @@ class KafkaBus(Bus):
             try:
                 self._sender.send(partition, frame, done=partial(_tell, refused))
             except QInferError as error:
-                refused(error)
+                self._loop.call_soon(refused, error)
 
         self._queues.place(model, version, len(frame), placed, refused)
 

@@ -43,7 +43,7 @@ class Commits:
         self._settled: set[Share] = set()  # committed since the last deletion
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
-        self._lock = asyncio.Lock()
+        self.still = asyncio.Lock()  # nothing is being committed while somebody has it
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -104,7 +104,7 @@ class Commits:
             self._urgent.clear()
 
     async def _commit(self, *, final: bool = False) -> None:
-        async with self._lock:
+        async with self.still:
             changed, self._changed = self._changed, set()
             states = {share: share.progress.snapshot(final=final) for share in changed if not share.lost}
             if not states:

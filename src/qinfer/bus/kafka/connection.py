@@ -103,14 +103,15 @@ class Connection:
             "retry_backoff_ms": _BACKOFF_MS,
             **self._security.options(),
         }
-        with _Quiet():
-            await self._connect()
+        _silence()
+        await self._connect()
         self.connected = True
         self._watch = asyncio.create_task(self._keep_watch(), name="kafka connection")
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + CONNECT_TIMEOUT
+        reason: Exception | None = None
         while True:
             try:
                 async with asyncio.timeout_at(give_up):
@@ -128,10 +129,12 @@ class Connection:
                     return
             except (self._kafka.errors.KafkaError, OSError, TimeoutError) as error:
                 await self._stop()
+                if reason is None or not isinstance(error, TimeoutError):
+                    reason = error
                 if loop.time() > give_up:
                     where = redact(",".join(self._servers))
                     raise BusUnavailable(
-                        f"no Kafka broker answers at {where}: {str(error) or repr(error)}", retry_after=1.0
+                        f"no Kafka broker answers at {where}: {str(reason) or repr(reason)}", retry_after=1.0
                     ) from error
             except BaseException:
                 await self._stop()
@@ -268,8 +271,26 @@ class Connection:
         self._topics.update(topic.name for topic in missing)
 
     async def _room_for_copies(self) -> int:
+        return min(_COPIES, max(1, await self.brokers()))
+
+    async def brokers(self) -> int:
+        """How many brokers the cluster has."""
         cluster = await self.ask(self._admin.describe_cluster())
-        return min(_COPIES, max(1, len(cluster["brokers"])))
+        return len(cluster["brokers"])
+
+    async def may_make(self, topic: Topic) -> str:
+        """Why a topic could not be made; "" if it could."""
+        wanted = self._kafka.admin.NewTopic(
+            topic.name,
+            topic.partitions,
+            topic.replicas or self._replicas or await self._room_for_copies(),
+            topic_configs=dict(topic.settings),
+        )
+        answer = await self.ask(self._admin.create_topics([wanted], validate_only=True))
+        ((_, code, *why),) = answer.topic_errors
+        if code in (0, _EXISTS):
+            return ""
+        return f"{self._kafka.errors.for_code(code).__name__}: {(why or [''])[0]}"
 
     async def ends(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The offset of the next record of each partition."""
@@ -328,13 +349,9 @@ class Connection:
         return time_ns() // 1_000_000 + (self._clock_offset_ms or 0)
 
 
-class _Quiet:
-    """Keeps aiokafka from telling each failed attempt to connect: whoever tried says so, once."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("aiokafka")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)
+def _silence() -> None:
+    # Each of its clients tells of each failed attempt, and some are routine. What matters is raised, too, and
+    # told by whoever it concerns. Who wants to hear more sets a level.
+    library = logging.getLogger("aiokafka")
+    if library.level == logging.NOTSET:
+        library.setLevel(logging.CRITICAL)

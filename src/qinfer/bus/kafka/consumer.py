@@ -16,6 +16,7 @@ from zlib import crc32
 
 from qinfer.bus.base import Consumer, DeliveryHandler
 from qinfer.bus.kafka.commits import Commits
+from qinfer.bus.kafka.complaints import Complaints
 from qinfer.bus.kafka.connection import ANSWER_TIMEOUT, Connection, Partition
 from qinfer.bus.kafka.member import Listener, member
 from qinfer.bus.kafka.queues import MESSAGE_ID, Queues
@@ -76,6 +77,7 @@ class KafkaConsumer(Consumer):
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._complaints = Complaints(logger, f"frames of {topic} have to wait")
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
         self._member = member(connection, topic, max(ack_wait, session))
@@ -138,7 +140,7 @@ class KafkaConsumer(Consumer):
             try:
                 await self._fetch_once()
             except (self._connection.errors.KafkaError, QInferError) as error:
-                logger.warning("cannot read %s: %r", self._topic, error)
+                self._complaints.tell(error)
                 await asyncio.sleep(_PAUSE)
 
     async def _fetch_once(self) -> None:
@@ -175,7 +177,7 @@ class KafkaConsumer(Consumer):
                     )
                 )
             except QInferError as error:  # once fetched they are not fetched again
-                logger.warning("frames of %s have to wait: %s", self._topic, error)
+                self._complaints.tell(error)
                 await asyncio.sleep(_PAUSE)
             else:
                 return [offset for (offset, _), is_first in zip(named, first, strict=True) if not is_first]
@@ -287,11 +289,12 @@ class KafkaConsumer(Consumer):
         """These are ours now; those that nobody else had meanwhile go on as they were."""
         while True:
             try:
-                states = await self._connection.committed(self._topic, partitions)
-                starts = await self._connection.beginnings(partitions)
+                async with self._commits.still:
+                    states = await self._connection.committed(self._topic, partitions)
+                    starts = await self._connection.beginnings(partitions)
                 break
             except QInferError as error:
-                logger.warning("%s: how far it is is not known yet: %s", self._topic, error)
+                self._complaints.tell(error)
                 await asyncio.sleep(_PAUSE)
         before, self._shares = self._shares, {}
         for partition in partitions:

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
 import msgspec
@@ -21,7 +22,7 @@ from qinfer.bus.kafka.names import KafkaNames
 from qinfer.bus.kafka.progress import Extent, extent
 from qinfer.bus.kafka.registry import Registry
 from qinfer.bus.kafka.sender import Sender, Stored
-from qinfer.errors import BusUnavailable, NoWorker, QInferError, QueueFull
+from qinfer.errors import BusUnavailable, InternalError, NoWorker, QInferError, QueueFull
 from qinfer.lifecycle import cancelled
 from qinfer.naming import escape
 
@@ -219,7 +220,7 @@ class Queues:
         if key not in self._tasks:
             task = asyncio.create_task(self._attend(*key), name=f"queue {key[0]}")
             self._tasks[key] = task
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+            task.add_done_callback(partial(self._looked, key))
 
     async def _attend(self, model: str, version: str) -> None:
         """Renew what is known of a queue, and place what waits for that."""
@@ -238,10 +239,19 @@ class Queues:
                     error = QueueFull(f"the model's queue is full: {limit}", retry_after=1.0)
                     outlet.waiting.popleft().refused(error)
         except QInferError as error:
-            known = self._outlets.get(key)
-            waiting = self._unknown.pop(key, deque()) if known is None else known.waiting
-            while waiting:
-                waiting.popleft().refused(error)
+            self._refuse(key, error)
+
+    def _looked(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("queue %s cannot be looked at", key[0], exc_info=error)
+            self._refuse(key, InternalError(f"model {key[0]!r}: its queue cannot be looked at: {error}"))
+
+    def _refuse(self, key: tuple[str, str], error: QInferError) -> None:
+        outlet = self._outlets.get(key)
+        waiting = self._unknown.pop(key, deque()) if outlet is None else outlet.waiting
+        while waiting:
+            waiting.popleft().refused(error)
 
     async def _open(self, model: str, version: str) -> Outlet:
         declared = await self.find(model)

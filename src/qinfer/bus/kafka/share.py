@@ -47,7 +47,9 @@ class Share:
                 continue
             self.progress.skip(self.position, record.offset)
             self.position = record.offset + 1
-            if not self.progress.is_done(record.offset):
+            if record.value is None:  # nothing of ours
+                self.progress.end(record.offset)
+            elif not self.progress.is_done(record.offset):
                 self._fetched.append(record)
 
     def returned(self, record: Any) -> None:

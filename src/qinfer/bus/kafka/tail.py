@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from qinfer.bus.kafka.complaints import Complaints
 from qinfer.bus.kafka.connection import ANSWER_TIMEOUT, Connection, Partition
 from qinfer.errors import BusUnavailable
 from qinfer.lifecycle import cancelled
@@ -33,6 +34,7 @@ class Tail:
         self._handlers: dict[Partition, RecordHandler] = {}
         self._positions: dict[Partition, int] = {}
         self._moved = asyncio.Event()  # replaced whenever something was read
+        self._complaints = Complaints(logger, "cannot read from Kafka")
         self._consumer: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -84,7 +86,7 @@ class Tail:
             try:
                 batch = await self._consumer.getmany(timeout_ms=_POLL_MS)
             except self._connection.errors.KafkaError as error:
-                logger.warning("cannot read from Kafka: %r", error)
+                self._complaints.tell(error)
                 await asyncio.sleep(_PAUSE)
                 continue
             for where, records in batch.items():

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats.errors
 import nats.js.errors
 
 from qinfer.bus.nats.client import SecureClient
 from qinfer.bus.security import NatsSecurity
+from qinfer.cli.doctor import kafka
 from qinfer.cli.doctor.findings import Finding, Status
 from qinfer.embedded import EmbeddedServer, find_binary
 from qinfer.embedded.binary import MINIMUM_VERSION, is_supported, read_version
@@ -26,7 +28,8 @@ _SMALL_PAYLOAD = 1024 * 1024
 async def check(url: str | None) -> AsyncIterator[Finding]:
     """Look at the broker of a URL; without one, start one as `qinfer serve` does and look at that."""
     if url is not None:
-        async for finding in _look(url, redact(url)):
+        kind = kafka.check(url) if urlsplit(url).scheme in kafka.SCHEMES else _look(url, redact(url))
+        async for finding in kind:
             yield finding
         return
     program = _program()
