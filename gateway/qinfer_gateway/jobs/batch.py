@@ -16,7 +16,14 @@ from typing import Annotated, Any
 import msgspec
 
 from qinfer.client.base import ModelInfo
-from qinfer.errors import DeadlineExceeded, InvalidRequest, QInferError, Unavailable, from_reason
+from qinfer.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    QInferError,
+    QueueFull,
+    Unavailable,
+    from_reason,
+)
 from qinfer.jobs import BatchWork, JobStore, transitions
 from qinfer.jobs.stored import StoredJob
 from qinfer.lifecycle import cancelled
@@ -26,12 +33,9 @@ from qinfer_gateway.call import Call
 from qinfer_gateway.catalog import Catalog, Target
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.jobs.references import BatchRoots
-from qinfer_gateway.jobs.spare import Heard, Spare
+from qinfer_gateway.jobs.spare import MOST, Heard, Spare
 
 logger = logging.getLogger(__name__)
-
-IN_FLIGHT = 2
-"""Requests of a batch job at once: one that runs, and one that waits so that no worker is idle."""
 
 _TELL_SECONDS = 2.0  # between two updates of a job's progress
 _PATIENCE = 60.0  # seconds without any answer after which the job waits at the broker instead of here
@@ -76,14 +80,6 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
 
-class _Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of it: the version that all rows are scored with, and whom they are accounted to."""
-
-    batch: BatchSpec
-    version: str
-    tenant: str = ""
-
-
 class BatchCall(Call):
     """One request of a batch job."""
 
@@ -117,44 +113,51 @@ class Batches:
         store: the jobs.
         catalog, dispatcher: where their requests go.
         spare: tells when they may.
+        most: batch jobs that run here at once; others wait at the broker.
     """
 
     def __init__(
-        self, roots: BatchRoots, store: JobStore, catalog: Catalog, dispatcher: Dispatcher, spare: Spare
+        self,
+        roots: BatchRoots,
+        store: JobStore,
+        catalog: Catalog,
+        dispatcher: Dispatcher,
+        spare: Spare,
+        *,
+        most: int = 4,
     ) -> None:
         self._roots = roots
         self._store = store
         self._catalog = catalog
         self._dispatcher = dispatcher
         self._spare = spare
+        self._most = most
+        self._running = 0
 
-    async def accept(self, model: str, version: str, given: Any, *, tenant: str = "") -> BatchWork:
+    async def accept(self, target: Target, spec: dict[str, Any], *, tenant: str, repeated: bool) -> BatchWork:
         """Check a batch that somebody wants, files and mapping included.
 
         Args:
-            model, version: what it asks; version "" for the newest, which it is then to the end.
-            given: the fields of a `BatchSpec`.
+            target: the model, whose version of now scores all rows.
+            spec: the fields of a `BatchSpec`.
             tenant: whom its requests are accounted to.
+            repeated: it may be a job already, by its idempotency key: its files are not looked at.
 
         Raises:
             InvalidRequest: it is none, or file, model and mapping do not fit together.
             Forbidden: a reference leads out of its folder.
             Unsupported: no folders are allowed here.
-            ModelNotFound, NoWorker: the model cannot be asked.
         """
-        try:
-            batch = msgspec.convert(given, BatchSpec)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"batch: {error}") from None
-        target = self._catalog.find(model, version)
-        plan = await asyncio.to_thread(self._plan, batch, target)
-        plan.reader.close()
-        if not batch.replace and plan.target.exists():
-            raise InvalidRequest(
-                f"batch.output: {batch.output} is there already; expected another, or replace"
-            )
-        stored = _Stored(batch=batch, version=target.record.version, tenant=tenant)
-        return BatchWork(msgspec.to_builtins(stored))
+        batch = _read(spec)
+        self._paths(batch)
+        if not repeated:
+            plan = await asyncio.to_thread(self._plan, batch, target)
+            plan.reader.close()
+            if not batch.replace and plan.target.exists():
+                raise InvalidRequest(
+                    f"batch.output: {batch.output} is there already; expected another, or 'replace'"
+                )
+        return BatchWork(spec, target.record.version, tenant)
 
     async def run(self, job: StoredJob, work: BatchWork) -> None:
         """Score what is not scored yet, and put the output in its place.
@@ -162,47 +165,50 @@ class Batches:
         Raises:
             QInferError: why that failed; what its `retry` says decides whether it is run again.
         """
-        try:
-            stored = msgspec.convert(work.spec, _Stored)
-        except msgspec.ValidationError as error:
-            raise InvalidRequest(f"the batch of job {job.id} cannot be read: {error}") from None
-        for reference in (stored.batch.input, stored.batch.output):
+        batch = _read(work.spec)
+        for reference in (batch.input, batch.output):
             if not self._roots.knows(reference):  # as another gateway does, which accepted it
                 raise Unavailable(f"this gateway has no folder for {reference}", retry_after=_ELSEWHERE)
+        if self._running >= self._most:
+            raise QueueFull(f"{self._running} batch jobs run here already", retry_after=_ELSEWHERE)
         seconds = job.record.options.timeout
+        self._running += 1
         try:
             async with asyncio.timeout(seconds or None):
-                await self._run(job, stored)
+                await self._run(job, work, batch)
         except TimeoutError:
             raise DeadlineExceeded(f"the attempt took longer than the {seconds:g} s of its timeout") from None
         except QInferError as error:
             raise from_reason(error.reason, self._roots.hidden(error.message), error.retry_after) from error
+        finally:
+            self._running -= 1
 
-    async def _run(self, job: StoredJob, stored: _Stored) -> None:
-        target = self._catalog.find(job.record.model, stored.version)
-        plan = await asyncio.to_thread(self._plan, stored.batch, target)
+    async def _run(self, job: StoredJob, work: BatchWork, batch: BatchSpec) -> None:
+        target = self._catalog.find(job.record.model, work.version)
+        plan = await asyncio.to_thread(self._plan, batch, target)
         if _was_finished(job, plan.target):
             plan.reader.close()
             return
         teller = _Teller(self._store, job.id)
         try:
             try:
-                await self._score(plan, stored, teller, restart=False)
+                await self._score(plan, work, teller, restart=False)
             except Refused:
-                if not stored.batch.replace:
+                if not batch.replace:
                     raise
-                plan = await asyncio.to_thread(self._plan, stored.batch, target)
-                await self._score(plan, stored, teller, restart=True)
+                plan = await asyncio.to_thread(self._plan, batch, target)
+                await self._score(plan, work, teller, restart=True)
         finally:
             await teller.close()
 
-    async def _score(self, plan: Plan, stored: _Stored, teller: _Teller, *, restart: bool) -> None:
-        model, version = plan.model.name, stored.version
+    async def _score(self, plan: Plan, work: BatchWork, teller: _Teller, *, restart: bool) -> None:
+        model, version = plan.model.name, work.version
 
         async def infer(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-            async with self._spare.turn(model) as heard:
+            rows = inputs[0].shape[0] if plan.model.max_batch_size else 1
+            async with self._spare.turn(model, version, rows) as heard:
                 call = BatchCall(heard)
-                request = Request(0, "", list(inputs), plan.wanted, tenant=stored.tenant)
+                request = Request(0, "", list(inputs), plan.wanted, tenant=work.tenant)
                 self._dispatcher.submit(call, self._catalog.find(model, version), request)
                 try:
                     return await call.answer
@@ -212,7 +218,7 @@ class Batches:
         run = Run(
             plan,
             infer,
-            in_flight=IN_FLIGHT,
+            in_flight=MOST,
             patience=_PATIENCE,
             restart=restart,
             told=teller.tell,
@@ -220,11 +226,16 @@ class Batches:
         )
         await run()
 
-    def _plan(self, batch: BatchSpec, target: Target) -> Plan:
+    def _paths(self, batch: BatchSpec) -> tuple[Path, Path, Path]:
+        """Input and output, and the folder that the input may not lead out of."""
         source, root = self._roots.find("batch.input", batch.input)
         output, _ = self._roots.find("batch.output", batch.output)
-        if output == source or output.is_relative_to(source):
+        if output.is_relative_to(source) or source.is_relative_to(output):
             raise InvalidRequest("batch.output: is the input, or in it; expected another place")
+        return source, output, root
+
+    def _plan(self, batch: BatchSpec, target: Target) -> Plan:
+        source, output, root = self._paths(batch)
         record = target.record
         info = ModelInfo(
             name=record.name,
@@ -277,6 +288,13 @@ class _Teller:
     async def _write(self, progress: Progress) -> None:
         done, total, failed = progress.rows, _total(progress), progress.failed
         await self._store.change(self._job_id, lambda job: transitions.progressed(job, done, total, failed))
+
+
+def _read(spec: dict[str, Any]) -> BatchSpec:
+    try:
+        return msgspec.convert(spec, BatchSpec)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"batch: {error}") from None
 
 
 def _total(progress: Progress) -> int:

@@ -123,9 +123,17 @@ class InferWork(msgspec.Struct, frozen=True, tag="infer", tag_field="kind"):
 
 
 class BatchWork(msgspec.Struct, frozen=True, tag="batch", tag_field="kind"):
-    """A file of inputs, to become a file of outputs; `spec` is for who runs such jobs."""
+    """A file of inputs, to become a file of outputs.
+
+    Attributes:
+        spec: what was asked for; read by who runs such jobs.
+        version: of the model that all rows are scored with.
+        tenant: whom the requests are accounted to.
+    """
 
     spec: dict[str, Any]
+    version: str = ""
+    tenant: str = ""
 
 
 Work: TypeAlias = InferWork | BatchWork
