@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qinfer.cli.job_options import job_options
 from qinfer.cli.options import (
     CONTEXT,
     claims_option,
@@ -35,6 +36,7 @@ process when what is in flight has been answered; a second one stops it at once.
 @nats_option(required=True)
 @namespace_option
 @gateway_options
+@job_options
 @claims_option
 @click.option(
     "--reuse-port/--no-reuse-port",

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
+from prometheus_client.registry import Collector
+
 from qinfer.bus import connect
 from qinfer.gateways import STATE, state_of
 from qinfer.lifecycle import READY, notify, until_stopped
@@ -26,9 +28,14 @@ from qinfer_gateway.catalog import Catalog
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.front import Front
 from qinfer_gateway.grpc.server import GrpcServer
+from qinfer_gateway.http import jobs as job_routes
 from qinfer_gateway.http.app import make_app
-from qinfer_gateway.http.exchange import HttpFront
+from qinfer_gateway.http.deferred import Deferred
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.http.server import HttpServer
+from qinfer_gateway.jobs.opening import open_jobs
+from qinfer_gateway.jobs.service import JobService
+from qinfer_gateway.jobs.stats import JobsCollector
 from qinfer_gateway.observer import Observer
 from qinfer_gateway.options import GatewayOptions
 from qinfer_gateway.security import Security, open_security
@@ -36,6 +43,7 @@ from qinfer_gateway.security import Security, open_security
 logger = logging.getLogger(__name__)
 
 _CONVERSION_THREADS = 2
+_JOBS_FAREWELL = 2.0  # seconds that jobs have to end when the gateway stops: others go on with them
 # The objects of a request live for milliseconds and are freed by reference count; the collector only has to
 # look for cycles now and then.
 _GC_THRESHOLD = 50_000
@@ -51,6 +59,7 @@ class Gateway:
         self.http: HttpServer | None = None
         self.grpc: GrpcServer | None = None
         self._front: Front | None = None
+        self.jobs: JobService | None = None
 
     async def start(self) -> None:
         """Connect and listen. What was started is stopped again by `stop`, also after a failure.
@@ -79,8 +88,14 @@ class Gateway:
             max_claim_bytes=options.max_claim_bytes,
         )
         front = self._front = Front(bus, directory, catalog)
+        collectors: list[Collector] = [GatewayCollector(stats)]
+        opened = open_jobs(options, bus, catalog, dispatcher)
+        if opened is not None:
+            self.jobs = opened.service
+            collectors.append(JobsCollector(opened.stats))
+            await stack.enter_async_context(Watch(opened.watched))
         if options.metrics_port >= 0:
-            registry = new_registry("gateway", GatewayCollector(stats))
+            registry = new_registry("gateway", *collectors)
             await stack.enter_async_context(
                 MetricsServer(options.metrics_host, options.metrics_port, registry)
             )
@@ -92,11 +107,15 @@ class Gateway:
             await self._start_http(front, catalog, dispatcher, threads)
         if options.grpc_port >= 0:
             await self._start_grpc(front, catalog, dispatcher, threads)
+        if self.jobs is not None:
+            self.jobs.start()
 
     async def hand_over(self) -> None:
         """Be ready no more, and serve on until clients have gone elsewhere, or the lame duck time is over."""
         if self._front is not None:
             self._front.draining = True
+        if self.jobs is not None:
+            self.jobs.leave()
         waits = []
         if self.http is not None:
             waits.append(self.http.hand_over(self._options.lame_duck))
@@ -130,7 +149,7 @@ class Gateway:
     async def _start_http(
         self, front: Front, catalog: Catalog, dispatcher: Dispatcher, threads: ThreadPoolExecutor
     ) -> None:
-        options = self._options
+        options, jobs = self._options, self.jobs
         security = self._security
         http_front = HttpFront(
             catalog,
@@ -140,9 +159,15 @@ class Gateway:
             access=security.access,
             limits=security.limits,
             ids_are_keys=options.idempotent_request_ids,
+            deferred=None if jobs is None else Deferred(jobs, ids_are_keys=options.idempotent_request_ids),
         )
         self.http = HttpServer(
-            make_app(front, security.access),
+            make_app(
+                front,
+                security.access,
+                job_routes.routes(jobs, catalog, options.max_body_bytes),
+                inference=http_front,
+            ),
             http_front,
             host=options.host,
             port=options.http_port,
@@ -176,8 +201,12 @@ class Gateway:
     async def _drain(self, front: Front, dispatcher: Dispatcher) -> None:
         front.draining = True
         timeout = self._options.drain_timeout
+        if self.jobs is not None:
+            self.jobs.leave()
         servers = (self.http, self.grpc)
         await asyncio.gather(*(server.stop(timeout) for server in servers if server is not None))
+        if self.jobs is not None:
+            await self.jobs.close(_JOBS_FAREWELL)
         await dispatcher.drain(timeout)
 
 

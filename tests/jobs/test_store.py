@@ -87,7 +87,7 @@ async def test_a_job_is_stored_and_queued(store: JobStore, bus: Bus) -> None:
     consumer = await bus.consume(JOB_QUEUE, lane_number("m", "3", Lane.URGENT), inbox)
     consumer.grant(5)
     (delivery,) = await inbox.take()
-    assert delivery.payload == record.id.encode()
+    assert delivery.payload == f"{record.id} 1".encode()
     job, _ = await store.read(record.id)
     assert await store.work(job) == work(1, 2)
     notes = Mailbox()
@@ -259,7 +259,7 @@ async def test_a_submitter_that_died_half_way_is_helped_by_the_next(
         assert not inbox.items
         record = await store.submit(wanted)
         (delivery,) = await inbox.take()
-        assert delivery.payload == record.id.encode()
+        assert delivery.payload == f"{record.id} 1".encode()
         assert len((await store.list(owner=owner)).jobs) == 1
 
 
@@ -353,7 +353,7 @@ async def test_retrying(store: JobStore, bus: Bus) -> None:
     again = await store.retry(record.id)
     assert (again.state, again.error, again.ended_us, again.attempts) == (JobState.QUEUED, None, 0, 0)
     (second,) = await inbox.take()
-    assert second.payload == record.id.encode()
+    assert second.payload == f"{record.id} 1".encode()
     assert (await store.retry(record.id)).state is JobState.QUEUED  # asked for twice, queued once
     assert not inbox.items
     job, _ = await store.read(record.id)

@@ -6,6 +6,7 @@ sees what Triton would send, 200 or 400.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,13 +21,26 @@ from qinfer.repository.metadata import config_json
 from qinfer_gateway.auth.access import CHALLENGE, Access
 from qinfer_gateway.auth.http import protect
 from qinfer_gateway.front import EXTENSIONS, SERVER_NAME, SERVER_VERSION, Front
-from qinfer_gateway.http import openapi, repository
+from qinfer_gateway.http import generate, jobs, openapi, repository
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.refusal import metadata
 
 
-def make_app(front: Front, access: Access | None = None) -> Starlette:
-    """The ASGI application of a gateway; every route but health is guarded by what `access` knows."""
+def make_app(
+    front: Front,
+    access: Access | None = None,
+    job_routes: Sequence[Route] | None = None,
+    inference: HttpFront | None = None,
+) -> Starlette:
+    """The ASGI application of a gateway.
+
+    Args:
+        front: answers questions.
+        access: what every route but health is guarded by; None where everybody may do everything.
+        job_routes: those of jobs; None for some that say that there are none.
+        inference: answers `generate`; None where the routes are only listed.
+    """
     routes = Routes(front)
     model = "/v2/models/{model}"
     version = model + "/versions/{version}"
@@ -51,7 +65,9 @@ def make_app(front: Front, access: Access | None = None) -> Starlette:
         routes=[
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in table),
             *infer,
+            *generate.routes(inference),
             *repository.routes(front),
+            *(jobs.routes(None, None, 0) if job_routes is None else job_routes),
         ],
         exception_handlers={
             QInferError: _qinfer_error,

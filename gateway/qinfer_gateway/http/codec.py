@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -80,6 +80,13 @@ _MAX_PARTS = 512
 
 
 _NONE: frozenset[str] = frozenset()
+
+
+class Answering(Protocol):
+    """A model that has answered: its name, and constant parts of its responses, which are kept here."""
+
+    model: str
+    json_parts: dict[Hashable, bytes]
 
 
 class InferBody:
@@ -260,7 +267,7 @@ def _raw_body(body: bytes, target: Target) -> InferBody:
 
 
 def encode_body(
-    target: Target, version: str, body: InferBody, response: Response
+    target: Answering, version: str, body: InferBody, response: Response
 ) -> tuple[bytes, int | None]:
     """Encode a response.
 
@@ -295,7 +302,7 @@ def encode_body(
     return b"".join((head, *binary)), len(head)
 
 
-def _response_part(target: Target, version: str) -> bytes:
+def _response_part(target: Answering, version: str) -> bytes:
     """How every response of a version begins."""
     return _remember(
         target,
@@ -304,7 +311,7 @@ def _response_part(target: Target, version: str) -> bytes:
     )
 
 
-def _tensor_part(target: Target, key: tuple[Any, ...], tensor: Tensor) -> bytes:
+def _tensor_part(target: Answering, key: tuple[Any, ...], tensor: Tensor) -> bytes:
     """How every output of this name, datatype and shape begins."""
     return _remember(
         target,
@@ -314,7 +321,7 @@ def _tensor_part(target: Target, key: tuple[Any, ...], tensor: Tensor) -> bytes:
     )
 
 
-def _remember(target: Target, key: Hashable, part: bytes) -> bytes:
+def _remember(target: Answering, key: Hashable, part: bytes) -> bytes:
     if len(target.json_parts) >= _MAX_PARTS:
         target.json_parts.clear()
     target.json_parts[key] = part

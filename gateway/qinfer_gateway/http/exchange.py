@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,14 +15,15 @@ from qinfer.keys import Permission
 from qinfer.message import Response, ResponseFrame
 from qinfer_gateway.auth.access import CHALLENGE, CREDENTIAL_HEADERS, Access
 from qinfer_gateway.auth.principal import Principal
-from qinfer_gateway.catalog import Catalog, Target
-from qinfer_gateway.dispatcher import Call, Dispatcher
+from qinfer_gateway.catalog import Target
+from qinfer_gateway.dispatcher import Call
 from qinfer_gateway.http.codec import InferBody, decode_body, encode_body
 from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress, decompress
 from qinfer_gateway.http.deadline import HEADER as TIMEOUT_HEADER
 from qinfer_gateway.http.deadline import read_timeout
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.http.jsondata import encode_json
-from qinfer_gateway.http.limits import ConnectionLimits
+from qinfer_gateway.http.prefer import JOB_HEADERS, PREFER
 from qinfer_gateway.idempotency import KEY_HEADER, set_key
 from qinfer_gateway.refusal import metadata
 
@@ -36,7 +36,6 @@ OFF_LOOP_BYTES = 64 * 1024
 """Bodies above this many bytes are converted in a thread, so that they do not hold up the others."""
 
 _MAX_DIGITS = 18
-_BODIES = 16  # bodies of the largest size that may be arriving, all connections together
 _MAX_CHUNKS = 1024  # a body that trickles in by bytes takes no more memory than its bytes
 _HEADER_LENGTH = JSON_LENGTH.encode()
 _KEY = KEY_HEADER.encode()
@@ -51,6 +50,8 @@ WANTED_HEADERS = frozenset(
         _TIMEOUT,
         b"traceparent",
         b"tracestate",
+        PREFER,
+        *JOB_HEADERS,
         *CREDENTIAL_HEADERS,
     )
 )
@@ -61,42 +62,12 @@ _BINARY_HEAD = (
 )
 
 
-class HttpFront:
-    """What all connections of a gateway share.
-
-    Args:
-        catalog: the models.
-        dispatcher: where calls go.
-        max_body_bytes: largest body, before and after decompression.
-        threads: for large bodies.
-        access: the credentials that are accepted; None where none are asked for.
-        limits: what a connection may take.
-        ids_are_keys: the identifier of a request is its idempotency key, unless it has one.
-    """
-
-    def __init__(
-        self,
-        catalog: Catalog,
-        dispatcher: Dispatcher,
-        *,
-        max_body_bytes: int,
-        threads: Executor,
-        access: Access | None = None,
-        limits: ConnectionLimits | None = None,
-        ids_are_keys: bool = False,
-    ) -> None:
-        self.ids_are_keys = ids_are_keys
-        self.catalog = catalog
-        self.dispatcher = dispatcher
-        self.max_body_bytes = max_body_bytes
-        self.threads = threads
-        self.access = access
-        self.limits = limits or ConnectionLimits()
-        self.arriving = 0
-        """Bytes of bodies that have not come whole, or whose turn has not."""
-        self.max_arriving = _BODIES * max_body_bytes
-        self.leaving = False
-        """Clients are to make other connections: every answer is the last on its own."""
+def wanted_headers(given: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Of a request's headers those that mean something here."""
+    headers = {name: value for name, value in given if name in WANTED_HEADERS}
+    if PREFER in headers:  # preferences may be spread over several lines
+        headers[PREFER] = b",".join([value for name, value in given if name == PREFER])
+    return headers
 
 
 class _Nobody:
@@ -119,6 +90,7 @@ class Exchange(Call):
         "_protocol",
         "_target",
         "_turn",
+        "_waiting",
         "body_complete",
         "disconnected",
         "expects_continue",
@@ -153,6 +125,7 @@ class Exchange(Call):
         self._arriving = 0
         self.received = 0
         self._turn = False
+        self._waiting: asyncio.Task[None] | None = None
         self._held: tuple[bytes, bytes] | None = None
         self.body_complete = False
         self.disconnected = False
@@ -184,7 +157,7 @@ class Exchange(Call):
         """The exchanges before this one on the connection are answered."""
         self._turn = True
         if self._held is not None:
-            self._respond(self._held)
+            self.respond(self._held)
         elif self.body_complete:
             self.start(self._take_body())
         elif self.expects_continue:
@@ -237,7 +210,7 @@ class Exchange(Call):
         self._arrived()
         self._chunks.clear()
         self.keep_alive = False
-        self._reject(error)
+        self.reject(error)
 
     def on_disconnect(self) -> None:
         self._arrived()
@@ -245,6 +218,8 @@ class Exchange(Call):
             self.disconnected = True
             self.response_complete = True
             self._front.dispatcher.abandon(self)
+            if self._waiting is not None:
+                self._waiting.cancel()
 
     def _too_large(self) -> None:
         limit = self._front.max_body_bytes
@@ -260,14 +235,17 @@ class Exchange(Call):
             if access is not None:  # again: a key may have been revoked while the body came
                 self._principal = self._identify(access)
                 self._principal.take()
-            target = self._target = self._front.catalog.find(*self.route)
+            catalog = self._front.catalog
+            # A job can wait for a worker.
+            find = catalog.known if PREFER in self.headers else catalog.find
+            target = self._target = find(*self.route)
             # What a compressed body decodes to may be a thousand times its size.
             if len(body) > OFF_LOOP_BYTES or b"content-encoding" in self.headers:
                 self._in_thread(partial(self._decode, target), body, self._submit)
                 return
             decoded = self._decode(target, body)
         except QInferError as error:
-            self._reject(error)
+            self.reject(error)
         else:
             self._submit(decoded)
 
@@ -298,12 +276,23 @@ class Exchange(Call):
             if _TIMEOUT in self.headers:
                 allowed = read_timeout(self.headers[_TIMEOUT])
                 timeout = min(timeout, allowed) if timeout else allowed
+            if PREFER in self.headers and self._deferred(body, timeout):
+                return
             if _KEY in self.headers or self._front.ids_are_keys:
                 self._set_key(body)
             self._front.dispatcher.submit(self, self._target, body.request, timeout=timeout)
         except QInferError as error:
             self.request_id = body.request.request_id
-            self._reject(error)
+            self.reject(error)
+
+    def _deferred(self, body: InferBody, timeout: float) -> bool:
+        """Whether the request becomes a job, as its caller prefers."""
+        deferred, target = self._front.deferred, self._target
+        if deferred is not None and target is not None:
+            self._waiting = deferred.take(self, target, body, self._principal, timeout)
+        if self._waiting is None:
+            self._front.catalog.find(*self.route)
+        return self._waiting is not None
 
     def _set_key(self, body: InferBody) -> None:
         key = self.headers.get(_KEY)
@@ -311,7 +300,7 @@ class Exchange(Call):
         if self._target is not None:
             set_key(body.request, self._target, given, ids=self._front.ids_are_keys)
 
-    def _reject(self, error: QInferError) -> None:
+    def reject(self, error: QInferError) -> None:
         """Answer with an error before the request was submitted."""
         self._front.dispatcher.refused(self, self.route[0], error)
         self.failed(error)
@@ -321,14 +310,14 @@ class Exchange(Call):
     def answered(self, frame: ResponseFrame, response: Response) -> None:
         size = sum([len(tensor.data) for tensor in response.outputs])
         if size > OFF_LOOP_BYTES:
-            self._in_thread(lambda _: self._encode(frame, response), b"", self._respond)
+            self._in_thread(lambda _: self._encode(frame, response), b"", self.respond)
             return
         try:
             encoded = self._encode(frame, response)
         except QInferError as error:
             self.failed(error)
         else:
-            self._respond(encoded)
+            self.respond(encoded)
 
     def failed(self, error: QInferError) -> None:
         body = encode_json({"error": error.message})
@@ -343,7 +332,7 @@ class Exchange(Call):
             head += "accept-encoding: gzip, deflate\r\n"
         elif status == 401:
             head += f"www-authenticate: {CHALLENGE}\r\n"
-        self._respond((head.encode(), body))
+        self.respond((head.encode(), body))
 
     def _encode(self, frame: ResponseFrame, response: Response) -> tuple[bytes, bytes]:
         """Head (without the blank line) and body of the response."""
@@ -361,7 +350,8 @@ class Exchange(Call):
             head += b"content-encoding: %s\r\nvary: accept-encoding\r\n" % coding.encode()
         return head, body
 
-    def _respond(self, encoded: tuple[bytes, bytes]) -> None:
+    def respond(self, encoded: tuple[bytes, bytes]) -> None:
+        """Send head (without the blank line) and body, when it is this exchange's turn."""
         if self.response_complete:
             return
         if not self._turn:
@@ -395,7 +385,7 @@ class Exchange(Call):
         elif error is None:
             then(done.result())
         elif isinstance(error, QInferError):
-            self._reject(error)
+            self.reject(error)
         else:
             logger.error("conversion of a body failed", exc_info=error)
-            self._reject(InternalError("the gateway failed to convert the request"))
+            self.reject(InternalError("the gateway failed to convert the request"))

@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 
 from qinfer.errors import HeadTooLarge, InvalidRequest, QInferError, Unavailable
 from qinfer_gateway.auth.http import CERTIFICATE
-from qinfer_gateway.http.exchange import WANTED_HEADERS, Exchange, HttpFront
+from qinfer_gateway.http.exchange import Exchange, wanted_headers
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.http.limits import MIN_RATE
 from qinfer_gateway.http.route import Route, infer_route
@@ -198,7 +199,7 @@ class InferProtocol(HttpToolsProtocol):
         if route is None:
             self._base_headers_complete()
             return
-        headers = {name: value for name, value in self.headers if name in WANTED_HEADERS}
+        headers = wanted_headers(self.headers)
         exchange = Exchange(self, self.front, route, monotonic(), headers)
         # A client of 1.0 reads until the end, unless it is told in its own terms that there is none.
         modern = self.parser.get_http_version() != "1.0"

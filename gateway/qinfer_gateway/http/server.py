@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from qinfer.errors import SetupError
-from qinfer_gateway.http.exchange import HttpFront
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.http.protocol import make_protocol
 from qinfer_gateway.tls import ServerTls
 

@@ -82,7 +82,7 @@ def nats_option(*, required: bool) -> Callable[[_Function], _Function]:
         help="The broker, nats://HOST:PORT; several separated by commas. Put credentials into the variable, "
         "not on the command line. With kafka://HOST:PORT everything goes over Kafka.",
     )
-    return _stack(url, *(_nats_file(f"--nats-{name}", name, text) for name, text in _NATS_FILES.items()))
+    return stacked(url, *(_nats_file(f"--nats-{name}", name, text) for name, text in _NATS_FILES.items()))
 
 
 def _nats_file(option: str, name: str, text: str) -> Callable[[_Function], _Function]:
@@ -129,7 +129,7 @@ def prefers_broker() -> bool:
     return source("url") is not typed or source("nats") is typed
 
 
-def _stack(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+def stacked(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
     """Several options as one decorator, shown in this order."""
 
     def decorate(function: _Function) -> _Function:
@@ -140,7 +140,7 @@ def _stack(*options: Callable[[_Function], _Function]) -> Callable[[_Function], 
     return decorate
 
 
-logging_options = _stack(
+logging_options = stacked(
     click.option(
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"]),
@@ -203,64 +203,7 @@ _security_options = (
     ),
 )
 
-_job_options = (
-    click.option(
-        "--jobs/--no-jobs",
-        default=True,
-        show_default=True,
-        help="Take asynchronous jobs in, and run them.",
-    ),
-    click.option(
-        "--jobs-in-flight",
-        type=click.IntRange(1, 1024),
-        default=32,
-        show_default=True,
-        help="Jobs of one model that a gateway works on at once.",
-    ),
-    click.option(
-        "--max-jobs",
-        type=click.IntRange(1),
-        default=100_000,
-        show_default=True,
-        help="Jobs that wait or run before more are answered 429.",
-    ),
-    click.option(
-        "--max-job-bytes",
-        type=Size(),
-        default=1 << 30,
-        show_default="1GiB",
-        help="What requests and results of jobs may take at the broker before more are answered 429.",
-    ),
-    click.option(
-        "--job-timeout",
-        type=click.FloatRange(0.001, 86400),
-        default=600.0,
-        show_default=True,
-        help="Seconds an attempt of a job may take that does not say.",
-    ),
-    click.option(
-        "--job-keep",
-        type=click.FloatRange(1, 604800),
-        default=86400.0,
-        show_default=True,
-        help="Seconds a job and its result are kept after its end, where it does not say.",
-    ),
-    click.option(
-        "--webhook-secret-file",
-        type=_FILE,
-        multiple=True,
-        help="Secrets that webhooks are signed with, one a line: whsec_ and base64. Read again when it changes; "
-        "several files, or lines, to change them one after the other.",
-    ),
-    click.option(
-        "--webhook-allow",
-        metavar="HOST|CIDR",
-        multiple=True,
-        help="A host or network that webhooks may go to beside the public internet; may be repeated.",
-    ),
-)
-
-gateway_options = _stack(
+gateway_options = stacked(
     click.option(
         "--lame-duck",
         type=click.FloatRange(0, 86400),
@@ -332,11 +275,10 @@ gateway_options = _stack(
     click.option(
         "--log-requests/--no-log-requests", default=False, help="Log one line a request.", show_default=True
     ),
-    *_job_options,
     *_security_options,
 )
 
-worker_options = _stack(
+worker_options = stacked(
     click.option(
         "--model-control-mode",
         type=click.Choice(["none", "poll", "explicit"]),
@@ -421,7 +363,7 @@ drain_option = click.option(
     help="Seconds that work in hand may take to finish when the process is stopped.",
 )
 
-metrics_options = _stack(
+metrics_options = stacked(
     click.option(
         "--metrics-host", default="127.0.0.1", show_default=True, help="Address /metrics listens on."
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from hashlib import sha256
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,6 +29,7 @@ ACK_WAIT = 5.0
 """Seconds without a sign of life after which a gateway's jobs go to another."""
 
 _PATIENT_ACK_WAIT = 30.0
+_MOST_DIGITS = 19
 _HASH_BITS = 59  # a lane's number has to be one of 63 bits
 
 
@@ -79,6 +81,23 @@ def queues(max_jobs: int) -> dict[str, QueueSpec]:
         TIMER_QUEUE: QueueSpec(ack_wait=_PATIENT_ACK_WAIT, max_messages=max_jobs, max_bytes=-1),
         WEBHOOK_QUEUE: QueueSpec(ack_wait=_PATIENT_ACK_WAIT, max_messages=max_jobs, max_bytes=-1),
     }
+
+
+def queue_entry(job_id: str, rows: int) -> bytes:
+    """What is published in a lane for a job."""
+    return f"{job_id} {rows}".encode()
+
+
+def webhook_entry(job_id: str, url: str) -> bytes:
+    """What is published for the webhook of a job: with its receiver, so that those can be kept apart."""
+    parts = urlsplit(url)
+    return f"{job_id} {parts.hostname}:{parts.port or parts.scheme}".encode()
+
+
+def read_entry(data: bytes) -> tuple[str, int]:
+    """Id and rows of what was published in a lane; an id that nobody has where it is something else."""
+    name, _, rows = data.decode("ascii", "replace").partition(" ")
+    return name, max(1, int(rows)) if rows.isdecimal() and len(rows) < _MOST_DIGITS else 1
 
 
 _note = msgspec.msgpack.Decoder(LaneNote)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import time_ns
@@ -25,7 +25,7 @@ from qinfer.errors import (
 from qinfer.jobs import transitions
 from qinfer.jobs.data import JobData
 from qinfer.jobs.ids import is_id
-from qinfer.jobs.lanes import JOB_QUEUE, WEBHOOK_QUEUE, lane_number, queues
+from qinfer.jobs.lanes import JOB_QUEUE, WEBHOOK_QUEUE, lane_number, queues, webhook_entry
 from qinfer.jobs.listing import JobPage, Wanted, page
 from qinfer.jobs.options import JobLimits
 from qinfer.jobs.positions import Positions
@@ -125,7 +125,7 @@ class JobStore:
         """A job's record with its place in the queue."""
         return await self._positions.placed(job)
 
-    async def follow(self, job_id: str, *, owner: str | None = None) -> AsyncIterator[JobRecord]:
+    async def follow(self, job_id: str, *, owner: str | None = None) -> AsyncGenerator[JobRecord, None]:
         """A job now, and at each change until it has ended or is forgotten; not every change is seen.
 
         Raises:
@@ -335,7 +335,8 @@ class JobStore:
         """Queue the webhook of a job that has ended, if it has one that was not told yet."""
         if transitions.told_pending(job):
             message_id = f"{job.id}.{job.round}"
-            await self.bus.enqueue(WEBHOOK_QUEUE, "", job.id.encode(), message_id=message_id)
+            entry = webhook_entry(job.id, job.record.options.webhook)
+            await self.bus.enqueue(WEBHOOK_QUEUE, "", entry, message_id=message_id)
 
     async def _renew(self, job: StoredJob) -> None:
         """Have the request of a job live for as long as one that has not ended."""

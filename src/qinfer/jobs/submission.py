@@ -13,7 +13,7 @@ import msgspec
 
 from qinfer.errors import BusUnavailable, InternalError, JobNotFound, KeyReused, QInferError, QueueFull
 from qinfer.jobs.ids import new_id
-from qinfer.jobs.lanes import JOB_QUEUE, TIMER_QUEUE, LaneNote, encode_note, lane_number, lane_of
+from qinfer.jobs.lanes import JOB_QUEUE, TIMER_QUEUE, LaneNote, encode_note, lane_number, lane_of, queue_entry
 from qinfer.jobs.options import check_options
 from qinfer.jobs.positions import Positions
 from qinfer.jobs.record import JobOptions, JobRecord, JobState
@@ -100,12 +100,12 @@ class Submitter:
         """
         number = lane_number(job.record.model, job.record.version, job.lane)
         await self._note(number, job)
-        name, message_id = job.id.encode(), f"{job.id}.{job.round}"
+        message_id = f"{job.id}.{job.round}"
         bus = self._store.bus
         if job.record.options.max_queue_time:
-            await bus.enqueue(TIMER_QUEUE, "", name, message_id=message_id)
+            await bus.enqueue(TIMER_QUEUE, "", job.id.encode(), message_id=message_id)
         try:
-            await bus.enqueue(JOB_QUEUE, number, name, message_id=message_id)
+            await bus.enqueue(JOB_QUEUE, number, queue_entry(job.id, job.rows), message_id=message_id)
         except QueueFull as error:
             limit = self._store.limits.max_jobs
             raise QueueFull(

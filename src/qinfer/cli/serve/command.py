@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from qinfer.cli.job_options import job_options
 from qinfer.cli.options import (
     CONTEXT,
     Port,
@@ -47,6 +48,7 @@ A second Ctrl-C stops at once. A process that dies is started again; its request
 @nats_option(required=False)
 @namespace_option
 @gateway_options
+@job_options
 @click.option(
     "--metrics-port",
     type=Port(lowest=-1),

@@ -31,6 +31,8 @@ class ServeOptions:
         max_claim_bytes: as for the gateway and the worker.
         max_body_bytes, idempotent_request_ids, request_timeout, max_in_flight,
             max_queue_rows, broker_patience, batch_roots, log_requests: as for the gateway.
+        jobs, jobs_in_flight, max_jobs, max_job_bytes, job_timeout, job_keep, webhook_secret_file,
+            webhook_allow: as for the gateway.
         ack_wait, hang_timeout, max_deliver, max_queue_messages, max_queue_bytes: as for the worker.
         lame_duck: how long a gateway that is replaced serves the clients it has.
         drain_timeout: how long each role may take to finish its work at shutdown.
@@ -73,6 +75,14 @@ class ServeOptions:
     startup_timeout: float = 300.0
     batch_roots: tuple[str, ...] = ()
     log_requests: bool = False
+    jobs: bool = True
+    jobs_in_flight: int = 32
+    max_jobs: int = 100_000
+    max_job_bytes: int = 1 << 30
+    job_timeout: float = 600.0
+    job_keep: float = 86_400.0
+    webhook_secret_file: tuple[Path, ...] = ()
+    webhook_allow: tuple[str, ...] = ()
     keys_file: Path | None = None
     jwt_jwks: Path | None = None
     jwt_issuer: str = ""

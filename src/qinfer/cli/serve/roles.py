@@ -36,6 +36,7 @@ def gateway(
         *(f"--batch-root={root}" for root in options.batch_roots),
         "--reuse-port",
         "--log-requests" if options.log_requests else "--no-log-requests",
+        *_jobs(options),
         *_security(options),
         *_common(options),
     ]
@@ -71,6 +72,19 @@ def environment(nats: str) -> dict[str, str]:
     """
     inherited = {name: value for name, value in os.environ.items() if name != NOTIFY_VARIABLE}
     return {**inherited, NATS_VARIABLE: nats}
+
+
+def _jobs(options: ServeOptions) -> list[str]:
+    return [
+        "--jobs" if options.jobs else "--no-jobs",
+        f"--jobs-in-flight={options.jobs_in_flight}",
+        f"--max-jobs={options.max_jobs}",
+        f"--max-job-bytes={options.max_job_bytes}",
+        f"--job-timeout={options.job_timeout}",
+        f"--job-keep={options.job_keep}",
+        *(f"--webhook-secret-file={path}" for path in options.webhook_secret_file),
+        *(f"--webhook-allow={allowed}" for allowed in options.webhook_allow),
+    ]
 
 
 def _security(options: ServeOptions) -> list[str]:

@@ -1,0 +1,1 @@
+"""Asynchronous jobs in a gateway: running them, telling of their ends, and what people see of them."""
