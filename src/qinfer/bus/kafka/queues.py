@@ -246,6 +246,9 @@ class Queues:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("queue %s cannot be looked at", key[0], exc_info=error)
             self._refuse(key, InternalError(f"model {key[0]!r}: its queue cannot be looked at: {error}"))
+        outlet = self._outlets.get(key)
+        if not task.cancelled() and (self._unknown.get(key) if outlet is None else outlet.waiting):
+            self._look(key)  # came while the task was about to end
 
     def _refuse(self, key: tuple[str, str], error: QInferError) -> None:
         outlet = self._outlets.get(key)
