@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
 import pytest_asyncio
 
 from tests.helpers import served_models
@@ -21,6 +22,8 @@ from tests.helpers.served_models import (
     WHOLE,
 )
 from tests.helpers.system import Fleet, fleet
+from tests.streams.models import COUNTS, GENERATES, ONE, SQUARE
+from tests.streams.models import build as build_streaming
 
 GONE = served_models.IDENTITY["INT8"]
 """A model that the fleet knows and nobody serves."""
@@ -32,9 +35,13 @@ MODELS = (
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def running(nats_url: str, served_repository: Path) -> AsyncIterator[Fleet]:
-    async with fleet(nats_url, f"test-{uuid4().hex[:12]}", served_repository) as made:
-        await made.add_worker(*MODELS)
+async def running(
+    nats_url: str, served_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Fleet]:
+    repository = served_models.copy(served_repository, tmp_path_factory.mktemp("models"), *MODELS, GONE)
+    build_streaming(repository)
+    async with fleet(nats_url, f"test-{uuid4().hex[:12]}", repository) as made:
+        await made.add_worker(*MODELS, COUNTS, GENERATES, ONE, SQUARE)
         former = await made.add_worker(GONE)
         await former.drain()
         await made.unknown(former.id)

@@ -30,6 +30,7 @@ from qinfer.errors import (
     QInferError,
     QueueFull,
     SetupError,
+    Unsupported,
 )
 from qinfer.message import Request, Tensor, decode_request_frame
 from qinfer.naming import Names
@@ -39,6 +40,7 @@ from tests.helpers import served_models
 from tests.helpers.served_models import AUTO, GATED, IDENTITY, MLP, PICKY, SAYS_ALL, SCALAR, VERSIONS, WHOLE
 from tests.helpers.system import Fleet
 from tests.helpers.waiting import PATIENCE, eventually
+from tests.streams.models import COUNTS, GENERATES, ONE, SQUARE, lines
 
 FP32 = IDENTITY["FP32"]
 LARGE = 2_500_000  # numbers of 4 bytes: more than a message of the broker takes
@@ -332,6 +334,85 @@ class ClientContract:
             await client.infer(FP32, {"x": [[1]]})
         with pytest.raises(Cancelled):
             await client.models()
+
+    # Streams
+
+    async def test_responses_come_one_by_one(self, running: Fleet) -> None:
+        async with self.connect(running) as client:
+            for count in (0, 1, 300):  # none, one, more than a window
+                found = [
+                    (result.model, result.version, result.request_id, int(result["i"][0]))
+                    async for result in client.stream(COUNTS, {"n": [count]}, Options(request_id="a"))
+                ]
+                assert found == [(COUNTS, "1", "a", number) for number in range(count)]
+            result = await anext(client.stream(COUNTS, {"n": [1]}, Options(parameters={"size": 3})))
+            assert (result["i"].shape, result["blob"].tolist()) == ((1,), [0, 0, 0])
+            assert set(result.parameters) == {"pid"}
+            result = await anext(client.stream(COUNTS, {"n": [1]}, Options(outputs=["i"])))
+            assert list(result.outputs) == ["i"]
+
+    async def test_a_model_with_one_answer_has_a_stream_of_one(self, running: Fleet) -> None:
+        async with self.connect(running) as client:
+            found = [result["OUT"].tolist() async for result in client.stream(ONE, {"IN": [4]})]
+            assert found == [[8]]
+            assert (await client.model(SQUARE)).decoupled
+            with pytest.raises(Unsupported, match="decoupled"):
+                await client.infer(SQUARE, {"IN": [1]})
+
+    async def test_what_came_before_an_error_is_read(self, running: Fleet) -> None:
+        async with self.connect(running) as client:
+            stream = client.stream(COUNTS, {"n": [5]}, Options(parameters={"raise_at": 2}))
+            assert [int((await anext(stream))["i"][0]) for _ in range(2)] == [0, 1]
+            with pytest.raises(ModelFailed, match="at 2"):
+                await anext(stream)
+            for model, kind in (("nothing", ModelNotFound), (GONE, NoWorker)):
+                with pytest.raises(kind):
+                    await anext(client.stream(model, {"x": [[1]]}, Options(timeout=0.2)))
+
+    async def test_leaving_a_stream_stops_the_model(self, running: Fleet, tmp_path: Path) -> None:
+        journal = tmp_path / "journal"
+        parameters = {"journal": str(journal)}
+        async with self.connect(running) as client:
+            stream = client.stream(COUNTS, {"n": [10_000_000]}, Options(parameters=parameters))
+            await anext(stream)
+            await stream.aclose()  # type: ignore[attr-defined]
+            await eventually(lambda: "c" in "".join(lines(journal)[-1:]), "the model has stopped")
+
+    async def test_a_slow_reader_holds_the_model_up(self, running: Fleet, tmp_path: Path) -> None:
+        journal = tmp_path / "journal"
+        options = Options(parameters={"journal": str(journal), "size": 5_000})
+        async with self.connect(running) as client:
+            stream = client.stream(GENERATES, {"n": [3000]}, options)
+            await anext(stream)
+            service = running.workers[0].services[GENERATES]
+            await eventually(
+                lambda: any(each.waits for each in list(service._streams._open)), "the model waits"
+            )
+            assert len(lines(journal)) < 1500
+            assert [int(result["i"][0]) async for result in stream] == list(range(1, 3000))
+
+    async def test_a_stream_has_a_deadline(self, running: Fleet, tmp_path: Path) -> None:
+        gate = tmp_path / "gate"
+        options = Options(timeout=0.5, parameters={"stop_at": 1, "gate": str(gate)})
+        async with self.connect(running) as client:
+            stream = client.stream(GENERATES, {"n": [2]}, options)
+            assert int((await anext(stream))["i"][0]) == 0
+            with pytest.raises(DeadlineExceeded):
+                await anext(stream)
+        gate.touch()
+
+    async def test_streams_without_await(self, running: Fleet, tmp_path: Path) -> None:
+        journal = tmp_path / "journal"
+
+        def work() -> list[int]:
+            with self.connect_sync(running) as client:
+                options = Options(parameters={"journal": str(journal)})
+                for _ in client.stream(COUNTS, {"n": [10_000_000]}, options):
+                    break
+                return [int(result["i"][0]) for result in client.stream(COUNTS, {"n": [100]})]
+
+        assert await asyncio.to_thread(work) == list(range(100))
+        await eventually(lambda: "c" in "".join(lines(journal)[-1:]), "the model has stopped")
 
     # Without await
 

@@ -96,6 +96,7 @@ class ModelInfo:
         inputs, outputs: its signature, `dims` without the batch dimension.
         max_batch_size: rows a request may have; 0 for a model without batch dimension, None where the way
             to it does not tell.
+        decoupled: it gives any number of responses to a request, which `stream` reads.
     """
 
     name: str
@@ -105,6 +106,7 @@ class ModelInfo:
     inputs: Sequence[TensorRecord]
     outputs: Sequence[TensorRecord]
     max_batch_size: int | None = None
+    decoupled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

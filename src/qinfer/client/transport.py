@@ -14,7 +14,7 @@ from qinfer.client.base import AsyncClient, Inputs, ModelInfo, Options, Result
 from qinfer.client.limits import Gate, Tries
 from qinfer.client.tracing import current_trace
 from qinfer.client.values import to_tensor
-from qinfer.errors import Cancelled, InvalidRequest, QInferError, SetupError
+from qinfer.errors import Cancelled, InvalidRequest, QInferError, SetupError, Unsupported
 from qinfer.idempotency import check_key
 from qinfer.jobs import JobOptions, JobRecord
 from qinfer.message import Request, Tensor
@@ -66,12 +66,25 @@ class Question:
         """Seconds until the deadline."""
         return self.deadline - monotonic()
 
-    def request(self, info: ModelInfo, signature: Signature | None) -> Request:
+    def request(
+        self, info: ModelInfo, signature: Signature | None = None, *, streams: bool = False
+    ) -> Request:
         """The message: a new one for each try, since what carries it may change it.
+
+        Args:
+            info: the model.
+            signature: checks the inputs' shapes; None where somebody else does.
+            streams: any number of responses will do.
 
         Raises:
             InvalidRequest: the inputs do not fit the model.
+            Unsupported: the model may give more or less than one response, and that will not do.
         """
+        if info.decoupled and not streams:
+            raise Unsupported(
+                f"model {self.model!r} is decoupled: it gives any number of responses to a request; expected "
+                "stream()"
+            )
         request = Request(
             0,
             self.options.request_id,

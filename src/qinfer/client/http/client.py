@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from http import HTTPStatus
 from time import monotonic
 
@@ -86,22 +87,23 @@ class HttpClient(Transport):
             f"{model_path(question.model, question.options.version)}/infer",
             deadline=question.deadline,
             body=body,
-            headers={**request_headers(question), JSON_LENGTH: str(len(body[0]))},
+            headers={**_headers(question), JSON_LENGTH: str(len(body[0]))},
         )
         return read_answer(reply.raw, reply.headers.get(JSON_LENGTH))
 
     async def _responses(self, question: Question) -> AsyncGenerator[Result, None]:
         target = await self._models.find(question.model, question.options.version, question.deadline)
-        request = question.request(target.info, target.signature)
-        async for result in self._streams.ask(question, request, target.info, request_headers(question)):
-            yield result
+        request = question.request(target.info, target.signature, streams=True)
+        async with aclosing(self._streams.ask(question, request, target.info)) as responses:
+            async for response in responses:
+                yield response
 
     # Jobs
 
     async def _submit(self, question: Question, job: JobOptions) -> JobRecord:
         target = await self._models.find(question.model, question.options.version, question.deadline)
         request = question.request(target.info, target.signature)
-        return await self._jobs.submit(question, request, job, request_headers(question))
+        return await self._jobs.submit(question, request, job, _headers(question))
 
     async def job(self, job_id: str, *, wait: float = 0.0) -> JobRecord:
         self._check_open()
@@ -133,7 +135,7 @@ class HttpClient(Transport):
         return await self._models.info(name, version, monotonic() + self.settings.timeout)
 
 
-def request_headers(question: Question) -> dict[str, str]:
+def _headers(question: Question) -> dict[str, str]:
     """What the headers of a request tell of it."""
     options = question.options
     headers = {"Content-Type": "application/octet-stream"}

@@ -87,7 +87,10 @@ class HttpJobs:
             left = max(0.0, give_up - monotonic())
             poll = min(left, _LONG_POLL)
             reply = await self._session.call(
-                "GET", f"{_path(job_id)}/result?wait={poll:.3f}", deadline=monotonic() + poll + _QUICK
+                "GET",
+                f"{_path(job_id)}/result?wait={poll:.3f}",
+                deadline=monotonic() + poll + _QUICK,
+                headers={"Accept": "application/octet-stream"},
             )
             if reply.status == HTTPStatus.OK:
                 return read_answer(reply.raw, reply.headers.get(JSON_LENGTH))

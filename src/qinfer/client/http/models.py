@@ -139,6 +139,7 @@ def _read(metadata: Mapping[str, Any], config: Mapping[str, Any] | None, *, read
             inputs=tuple(_tensor(spec, batch, optional) for spec in metadata.get("inputs", ())),
             outputs=tuple(_tensor(spec, batch, frozenset()) for spec in metadata.get("outputs", ())),
             max_batch_size=batch,
+            decoupled=bool((config or {}).get("model_transaction_policy", {}).get("decoupled", False)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InternalError(f"the server's answer is no model metadata: {error!r}") from None

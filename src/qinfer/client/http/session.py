@@ -97,13 +97,12 @@ class Session:
             DeadlineExceeded: it is not here at the deadline.
             QInferError: what the server answered.
         """
-        async with self.open(verb, path, deadline=deadline, body=body, headers=headers) as response:
+        async with self._until(deadline), await self._request(verb, path, body, headers) as response:
             raw = await response.read()
-            if check and not response.ok:
-                raise read_error(response.status, response.headers, raw)
-            return Reply(response.status, response.headers, raw)
+        if check and not response.ok:
+            raise read_error(response.status, response.headers, raw)
+        return Reply(response.status, response.headers, raw)
 
-    @asynccontextmanager
     async def open(
         self,
         verb: str,
@@ -112,29 +111,41 @@ class Session:
         deadline: float,
         body: Sequence[bytes | memoryview] = (),
         headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request; the response is read by the caller. Errors as of `call`, but for those answered."""
-        session = self._session
-        if session is None:
+    ) -> aiohttp.ClientResponse:
+        """Send a request whose response is read in pieces, and closed, by the caller. Errors as of `call`."""
+        async with self._until(deadline):
+            response = await self._request(verb, path, body, headers)
+            if response.ok:
+                return response
+            async with response:
+                raw = await response.read()
+        raise read_error(response.status, response.headers, raw)
+
+    async def read(self, response: aiohttp.ClientResponse, deadline: float) -> bytes:
+        """The next piece of a response; empty after the last one. Errors as of `call`."""
+        async with self._until(deadline):
+            return await response.content.readany()
+
+    async def _request(
+        self, verb: str, path: str, body: Sequence[bytes | memoryview], headers: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
             raise Cancelled("this client was closed")
-        size = sum(len(part) for part in body)
         given = dict(headers or {})
         data: bytes | AsyncIterator[bytes | memoryview] | None = None
         if body:
+            size = sum(len(part) for part in body)
             given["Content-Length"] = str(size)
             data = b"".join(body) if size <= _WHOLE else _parts(body)
+        url = URL(self._base + path, encoded=True)
+        return await self._session.request(verb, url, data=data, headers=given, allow_redirects=False)
+
+    @asynccontextmanager
+    async def _until(self, deadline: float) -> AsyncIterator[None]:
+        """Errors of the library as ours, and that of a deadline."""
         try:
-            async with (
-                asyncio.timeout(deadline - monotonic() + _GRACE),
-                session.request(
-                    verb,
-                    URL(self._base + path, encoded=True),
-                    data=data,
-                    headers=given,
-                    allow_redirects=False,
-                ) as response,
-            ):
-                yield response
+            async with asyncio.timeout(deadline - monotonic() + _GRACE):
+                yield
         except aiohttp.ServerTimeoutError as error:  # while it connected
             raise Unavailable(f"no server answers at {self._base}: {error}", retry_after=1.0) from None
         except TimeoutError:

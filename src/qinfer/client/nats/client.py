@@ -94,16 +94,16 @@ class NatsClient(Transport):
         return _result(target, request, *await self._inference.ask(Answer(target, request, deadline)))
 
     async def _responses(self, question: Question) -> AsyncGenerator[Result, None]:
-        target, request = await self._prepared(question)
+        target, request = await self._prepared(question, streams=True)
         call = Responses(target, request, question.deadline, self._exchange)
         async with aclosing(self._streams.ask(call)) as responses:
             async for frame, response in responses:
                 yield _result(target, request, frame, response)
 
-    async def _prepared(self, question: Question) -> tuple[Target, Request]:
+    async def _prepared(self, question: Question, *, streams: bool = False) -> tuple[Target, Request]:
         await self._exchange.connection(question.deadline)
         target = self._models.find(question.model, question.options.version)
-        return target, question.request(target.info, None)  # a call checks by the signature itself
+        return target, question.request(target.info, streams=streams)  # a call checks by the signature itself
 
     # Jobs
 

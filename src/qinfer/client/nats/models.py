@@ -5,6 +5,7 @@ from __future__ import annotations
 from qinfer.bus import Bus
 from qinfer.client.base import ModelInfo
 from qinfer.errors import ModelNotFound, NoWorker
+from qinfer.proto import ModelConfig
 from qinfer.registry import Directory, ModelRecord
 from qinfer.signature import Signature
 
@@ -110,4 +111,5 @@ class Models:
             inputs=record.inputs,
             outputs=record.outputs,
             max_batch_size=record.max_batch_size,
+            decoupled=ModelConfig.FromString(record.config).model_transaction_policy.decoupled,
         )
