@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
     from aiokafka.admin import AIOKafkaAdminClient
 
-MAX_POLL_INTERVAL = 300.0
-"""Seconds without a poll after which a member counts as hung. The engine polls whatever a model does."""
-
 BATCH_BYTES = 512 * 1024
 """Most that is written at once to one partition."""
 
+_MAX_POLL_INTERVAL = 300.0  # seconds without a poll after which a member counts as hung
 _METADATA_AGE = 30.0  # seconds after which new partitions are noticed
 _REBALANCE_SLACK = 10.0  # seconds to finish what is in flight, and some
 _HEARTBEATS = 3  # within a session timeout
@@ -58,12 +56,18 @@ def new_consumer(pipeline: Pipeline) -> AIOKafkaConsumer:
             "session_timeout_ms": _ms(session),
             "heartbeat_interval_ms": _ms(session / _HEARTBEATS),
             "rebalance_timeout_ms": _ms(max(session, limits.drain_timeout + _REBALANCE_SLACK)),
-            "max_poll_interval_ms": _ms(MAX_POLL_INTERVAL),
+            "max_poll_interval_ms": _ms(_MAX_POLL_INTERVAL),
             "metadata_max_age_ms": _ms(_METADATA_AGE),
             **_common(client),
             **client.consumer,
         }
     )
+
+
+def max_poll_interval(client: Client) -> float:
+    """Seconds without a poll after which a member counts as hung."""
+    given = client.consumer.get("max_poll_interval_ms")
+    return float(given) / 1000 if given else _MAX_POLL_INTERVAL
 
 
 def new_producer(pipeline: Pipeline, *, max_batch_size: int, transactional_id: str = "") -> AIOKafkaProducer:

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from qinfer_workers.kafka.stats import PipelineStats, ScorerCollector
 
 logger = logging.getLogger(__name__)
 
+# A model's thread that comes back from native code would wait 5 ms for the interpreter, several times a batch,
+# while the event loop and the codec keep it busy.
+_SWITCH_INTERVAL = 0.0005
 _LOOK = 0.05  # seconds between two looks at whether the scorer has its partitions
 
 
@@ -54,6 +58,7 @@ async def serve(pipeline: Pipeline, options: ScorerOptions) -> None:
     Raises:
         QInferError: it cannot be started, or cannot go on (see `Engine.run`).
     """
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     stats = PipelineStats()
     async with AsyncExitStack() as stack, until_stopped() as stopped:
         tracing = tracing_from_env("kafka-score", instance=f"{socket.gethostname()}-{os.getpid()}")

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from qinfer.lifecycle import cancelled
-from qinfer_workers.kafka.clients import BATCH_BYTES, MAX_POLL_INTERVAL, new_consumer, new_producer
+from qinfer_workers.kafka.clients import BATCH_BYTES, max_poll_interval, new_consumer, new_producer
 from qinfer_workers.kafka.contract import Pipeline
 from qinfer_workers.kafka.group import Group, Part
 from qinfer_workers.kafka.lane import Lane
@@ -196,8 +196,9 @@ class Session:
 
     async def _stay(self) -> None:
         """Poll for nothing now and then, so that a slow model does not look like a member that hangs."""
+        pause = max_poll_interval(self._pipeline.client) / _POLL_SHARE
         while True:
-            await asyncio.sleep(MAX_POLL_INTERVAL / _POLL_SHARE)
+            await asyncio.sleep(pause)
             await self._consumer.getmany(_NOBODY, timeout_ms=0)
 
     @staticmethod

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _OVERHEAD = 128  # bytes a batch has beside keys, values and headers; a record has at most 36
 _RECORD_OVERHEAD = 36
+_SMALL = 64 * 1024  # together with a key below any limit a topic can sensibly have
 _ABORT_TIMEOUT = 5.0  # readers wait for the end of a transaction, and brokers abort it themselves in time
 _HEADER_OVERHEAD = 10
 
@@ -78,13 +79,18 @@ class Writer:
 
     async def append(self, record: Record, value: bytes | None, headers: Headers) -> None:
         """Add a record with the key and timestamp of `record`."""
+        if not self.add(record, value, headers):
+            await self.flush()
+            self.add(record, value, headers)
+
+    def add(self, record: Record, value: bytes | None, headers: Headers) -> bool:
+        """Add a record as `append` does; False if there is no room for it before a flush."""
         if self._batch is None:
             self._batch = self._producer.create_batch()
-        fields = {"timestamp": record.timestamp, "key": record.key, "value": value, "headers": list(headers)}
-        if self._batch.append(**fields) is None:
-            await self.flush()
-            self._batch = self._producer.create_batch()
-            self._batch.append(**fields)
+        added = self._batch.append(
+            timestamp=record.timestamp, key=record.key, value=value, headers=list(headers)
+        )
+        return added is not None
 
     async def flush(self) -> None:
         """Send what was added."""
@@ -128,27 +134,27 @@ class _Writers:
         self._stats = stats
 
     async def write(self, part: Part) -> None:
-        group, append, limit = part.group, self._output.append, self._limit
-        written = dropped = 0
+        group, add = part.group, self._output.add
+        written = 0
         for place in range(part.start, part.end):
             outcome = group.outcomes[place]
             record = group.records[place]
-            kind = type(outcome)
-            if kind is Dead:
-                await self._bury(record, outcome)  # type: ignore[arg-type]
-            elif kind is Dropped:
-                dropped += 1
+            headers = group.headers.get(place) or record.headers
+            # Most records are small and have nothing to them: no call for each that can be saved.
+            if type(outcome) is bytes and not headers and len(outcome) < _SMALL and add(record, outcome, ()):
+                written += 1
+            elif isinstance(outcome, Dead):
+                await self._bury(record, outcome)
+            elif isinstance(outcome, Dropped):
+                self._stats.dropped += 1
             else:
-                value: bytes | None = outcome  # type: ignore[assignment]
-                headers = group.headers.get(place) or record.headers
-                size = _size(record, value or b"", headers)
-                if size <= limit:
-                    await append(record, value, headers)
+                size = _size(record, outcome or b"", headers)
+                if size <= self._limit:
+                    await self._output.append(record, outcome, headers)
                     written += 1
                 else:
-                    await self._bury(record, Dead(_too_large(size, limit), 1))
+                    await self._bury(record, Dead(_too_large(size, self._limit), 1))
         self._stats.written += written
-        self._stats.dropped += dropped
 
     async def _bury(self, record: Record, dead: Dead) -> None:
         where = f"{record.topic}/{record.partition} offset {record.offset}"

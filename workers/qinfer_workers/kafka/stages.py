@@ -59,7 +59,14 @@ class Stages:
         spans = self._spans.open(group)
         records = group.records
         outcomes: list[Outcome] = [self._tombstone] * len(records)
-        places = [place for place, record in enumerate(records) if self._scorable(record, place, outcomes)]
+        limit = self._max_bytes
+        places = [
+            place
+            for place, record in enumerate(records)
+            if (value := record.value) is not None and len(value) <= limit
+        ]
+        if len(places) < len(records):
+            self._refuse_large(records, outcomes)
         if places:
             wanted = records if len(places) == len(records) else [records[place] for place in places]
             for place, outcome in zip(places, await self._score(wanted), strict=True):
@@ -69,15 +76,12 @@ class Stages:
         if not group.done.done():
             group.done.set_result(None)
 
-    def _scorable(self, record: Record, place: int, outcomes: list[Outcome]) -> bool:
-        value = record.value
-        if value is None:
-            return False
-        if len(value) > self._max_bytes:
-            text = f"a value of {len(value)} bytes; expected at most {self._max_bytes} (max_record_bytes)"
-            outcomes[place] = Dead(BadRecord("too_large", text))
-            return False
-        return True
+    def _refuse_large(self, records: Sequence[Record], outcomes: list[Outcome]) -> None:
+        for place, record in enumerate(records):
+            size = len(record.value or b"")
+            if size > self._max_bytes:
+                text = f"a value of {size} bytes; expected at most {self._max_bytes} (max_record_bytes)"
+                outcomes[place] = Dead(BadRecord("too_large", text))
 
     async def _score(self, records: Sequence[Record]) -> list[Outcome]:
         await self._prepare(records)
@@ -98,17 +102,19 @@ class Stages:
             values = await self._timed(
                 "encode", lambda: self._codec.encode(records, decoded, score.outputs, good)
             )
+            limit = self._max_bytes
             for place, value in zip(good, values, strict=True):
-                outcomes[place] = self._checked(value)
+                if type(value) is bytes and len(value) <= limit:
+                    outcomes[place] = value
+                else:
+                    outcomes[place] = self._unwritable(value)
         return outcomes
 
-    def _checked(self, value: bytes | BadRecord) -> Outcome:
-        if isinstance(value, BadRecord):
-            return Dead(value, 1)
-        if len(value) > self._max_bytes:
+    def _unwritable(self, value: bytes | BadRecord) -> Dead:
+        if isinstance(value, bytes):
             text = f"an output of {len(value)} bytes; expected at most {self._max_bytes} (max_record_bytes)"
-            return Dead(BadRecord("too_large", text), 1)
-        return value
+            value = BadRecord("too_large", text)
+        return Dead(value, 1)
 
     async def _prepare(self, records: Sequence[Record]) -> None:
         """Have the codec fetch what it needs, however long that takes."""

@@ -1,0 +1,1 @@
+"""Measures and breaks the stream scorer on a real Kafka."""

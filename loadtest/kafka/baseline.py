@@ -1,0 +1,36 @@
+"""The loop that everybody writes first: read a record, run the session, send the result.
+
+    python -m loadtest.kafka.baseline BOOTSTRAP SOURCE OUTPUT GROUP MODEL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from loadtest.mlp import INPUT_NAME, OUTPUT_NAME
+
+
+async def main(bootstrap: str, source: str, output: str, group: str, model: str) -> None:
+    """Score until killed."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    consumer = AIOKafkaConsumer(
+        source, bootstrap_servers=bootstrap, group_id=group, auto_offset_reset="earliest"
+    )
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    await consumer.start()
+    await producer.start()
+    async for record in consumer:
+        row = np.array([json.loads(record.value)["features"]], np.float32)
+        score = session.run([OUTPUT_NAME], {INPUT_NAME: row})[0][0]
+        value = json.dumps({"score": score.tolist()}).encode()
+        await producer.send(output, value, key=record.key, partition=record.partition)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
