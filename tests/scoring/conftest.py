@@ -74,5 +74,7 @@ def write_models(root: Path) -> Path:
 
 @pytest.fixture(scope="package")
 def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with serving(write_models(tmp_path_factory.mktemp("models"))) as running:
+    root = tmp_path_factory.mktemp("scorer")
+    (root / "data").mkdir()
+    with serving(write_models(root / "models"), f"--batch-root=data={root / 'data'}") as running:
         yield running

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow.parquet as pq
@@ -17,8 +20,11 @@ from qinfer.cli.score import EXIT_INCOMPLETE, score
 from qinfer.scoring import OnError, run
 from qinfer.scoring.formats import base
 from qinfer.scoring.plan import MAX_CHUNK
+from qinfer_gateway.jobs.batch import BatchSpec
 from tests.docs.pages import blocks, first_column, read, section
+from tests.helpers import http
 from tests.helpers.system import System
+from tests.helpers.waiting import PATIENCE
 
 PAGE = read("docs/scoring.md")
 FILES = dict(re.findall(r"^```\w+ title=(\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -100,3 +106,27 @@ def test_formats_are_those_of_the_code() -> None:
 
     named = {cell.strip("`") for cell in first_column(section(PAGE, "Formats"))} - {"a folder"}
     assert named == set(_READERS) == set(_WRITERS)
+
+
+def test_the_batch_job_of_the_page(scorer: System) -> None:
+    data = scorer.repository.parent / "data"
+    (data / "reviews.jsonl").write_text(FILES["reviews.jsonl"])
+    ((path, body),) = re.findall(r"curl localhost:8000(\S+) -d '([^']*)'", PAGE)
+    told = asyncio.run(_job(scorer.http_port, path, body.encode()))
+    assert (told["state"], told["progress"]) == ("succeeded", {"done": 3, "total": 3, "failed": 0})
+    assert pq.read_table(data / "labels.parquet").to_pylist() == [
+        json.loads(line) for line in FILES["labels.jsonl"].splitlines()
+    ]
+    fields = {cell.strip("`") for cell in first_column(section(PAGE, "Batch jobs"))}
+    assert {name for cell in fields for name in cell.split("`, `")} == set(BatchSpec.__struct_fields__)
+
+
+async def _job(port: int, path: str, body: bytes) -> dict[str, Any]:
+    async with http.connect(port) as connection:
+        answer = await connection.ask(http.post(path, body))
+        while answer.status == 503:  # jobs begin a moment after the gateway
+            answer = await connection.ask(http.post(path, body))
+        assert answer.status == 202, answer
+        ended = await connection.ask(http.get(f"{answer.json()['status_url']}?wait={PATIENCE:g}"))
+        told: dict[str, Any] = ended.json()
+        return told

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -269,7 +270,7 @@ class _Teller:
     async def finish(self, progress: Progress) -> None:
         """All rows are done: that the record says so before the output is there tells `_was_finished`."""
         await self.close()
-        await self._write(progress)
+        await self._write(replace(progress, total=progress.rows))
 
     async def close(self) -> None:
         if self._task is not None:

@@ -57,7 +57,7 @@ class BatchRoots:
         if not self._roots:
             raise Unsupported("this gateway runs no batch jobs: no folder is allowed (--batch-root)")
         name, *parts = reference.split("/")
-        wrong = not parts or len(reference) > _MAX_LENGTH or not reference.isprintable()
+        wrong = not name or not parts or len(reference) > _MAX_LENGTH or not reference.isprintable()
         if wrong or any(part in ("", ".", "..") for part in parts):
             raise InvalidRequest(
                 f"{field}: found {reference[:100]!r}; expected NAME/path/of/file, without . and .."
