@@ -9,13 +9,14 @@ from qinfer_workers.backends.python import triton
 
 assert triton.MODULE  # what the models below import
 
-COUNTS, GENERATES, THREADED, REPEAT, SQUARE, ONE = (
+COUNTS, GENERATES, THREADED, REPEAT, SQUARE, ONE, TEXT = (
     "counts",
     "generates",
     "threaded",
     "repeat_int32",
     "square",
     "one",
+    "text",
 )
 
 _HEAD = (
@@ -178,6 +179,23 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([pb_utils.Tensor("OUT", x * 2)]) for x in inputs]
 """
 
+_TEXT = """
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            text = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()
+            more = pb_utils.get_input_tensor_by_name(request, "more").as_numpy()
+            told = json.dumps(json.loads(request.parameters()), sort_keys=True).encode()
+            outputs = [
+                pb_utils.Tensor("text", text),
+                pb_utils.Tensor("sum", more.sum(axis=1, keepdims=True)),
+                pb_utils.Tensor("shapes", np.array([[*text.shape, *more.shape]], np.int64)),
+            ]
+            responses.append(pb_utils.InferenceResponse(outputs, parameters={"said": told.decode()}))
+        return responses
+"""
+
 _TENSORS = """
 input [{ name: "n" data_type: TYPE_INT32 dims: [ 1 ] }]
 output [
@@ -202,6 +220,20 @@ output [{ name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] }]
 """
 
 
+_WORDS = """
+max_batch_size: 4
+input [
+  { name: "text" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "more" data_type: TYPE_INT64 dims: [ -1 ] }
+]
+output [
+  { name: "text" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "sum" data_type: TYPE_INT64 dims: [ 1 ] },
+  { name: "shapes" data_type: TYPE_INT64 dims: [ 4 ] }
+]
+"""
+
+
 def build(root: Path) -> Path:
     """Write all models; returns the repository."""
     _write(root, COUNTS, _TENSORS, _ROWS + _COUNTS + _INLINE)
@@ -210,6 +242,7 @@ def build(root: Path) -> Path:
     _write(root, REPEAT, _REPEATS, _REPEAT)
     _write(root, SQUARE, _NUMBER, _SQUARE)
     _write(root, ONE, _NUMBER, _ONE, decoupled=False)
+    _write(root, TEXT, _WORDS, _TEXT, decoupled=False)
     return root
 
 

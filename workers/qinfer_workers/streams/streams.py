@@ -38,7 +38,7 @@ SILENCE = 300.0
 """Seconds that a caller without a deadline may take nothing of what it has asked for."""
 
 _FRAME_SHARE = 7 / 8  # of max_payload, for the responses of a frame; the rest is for what goes with them
-_RETRY = 0.02  # seconds before responses are published again that the connection did not take
+_RETRY = 0.05  # seconds before responses are published again that the connection did not take
 _FAREWELL = 10.0  # seconds after a stream's end in which the model may let go of it
 _GRAIN = 0.002  # seconds; timers may be a millisecond early
 _LAST_POSITION = 63  # responses after that are counted together with it
