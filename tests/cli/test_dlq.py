@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from click.testing import CliRunner, Result
 from tests.helpers import http, served_models
 from tests.helpers.http import infer, tensor
 from tests.helpers.system import Fleet, fleet
-from tests.helpers.waiting import PATIENCE
 
-from qinfer.bus import Bus, Delivery, QueueSpec, connect
+from qinfer.bus import Bus, connect
 from qinfer.bus.nats import storage
 from qinfer.cli.app import app
-from qinfer.cli.direct import exchange
 from qinfer.deadletter import Attempt, DeadLetter, encode_letter
 from qinfer.embedded import EmbeddedServer
-from qinfer.message import BatchInfo, Request, Response, ResponseFrame, Tensor, encode, reply_address
+from qinfer.message import Request, Tensor
 
 FP32 = served_models.IDENTITY["FP32"]
 PICKY = served_models.PICKY
@@ -275,31 +272,6 @@ async def test_a_replay_has_a_deadline(shell: Shell, bus: Bus, running: Fleet, t
     gate.touch()
     assert told["reason"] == "deadline_exceeded"
     assert await shell.ids() == [1]
-
-
-async def test_a_late_answer_is_not_taken_for_the_next(bus: Bus, running: Fleet) -> None:
-    """Replays share an inbox, and one that was given up may be answered while the next one waits."""
-    late, right = (
-        ResponseFrame(1, "w", "1", BatchInfo(), [Response(number, 1, None, parameters={"said": number})])
-        for number in (6, 7)
-    )
-    worker = connect(running.nats, namespace=running.namespace)
-    await worker.start()
-
-    def answer(delivery: Delivery) -> None:
-        reply_to = reply_address(delivery.payload)
-        worker.reply(reply_to, encode(late))
-        worker.reply(reply_to, encode(right))
-        delivery.ack()
-
-    try:
-        await worker.declare("m", QueueSpec(storage="memory", max_bytes=1 << 20))
-        (await worker.consume("m", "", answer)).grant(1)
-        request = Request(7, "", [])
-        answered = await exchange(bus, "m", "", request, time.time() + PATIENCE)
-        assert answered.parameters == {"said": 7}
-    finally:
-        await worker.close()
 
 
 def test_the_page_says_how_long_letters_are_kept() -> None:

@@ -15,10 +15,11 @@ from qinfer.cli.tensors import parse_inputs, parse_output, preview, save, to_jso
 from qinfer.datatypes import Array
 from qinfer.errors import InvalidRequest
 from qinfer.message import Tensor
+from qinfer.registry import TensorRecord
 
 
 def parse(value: str, datatype: str) -> Array:
-    (tensor,) = parse_inputs([f"x={value}"], [{"name": "x", "datatype": datatype}])
+    (tensor,) = parse_inputs([f"x={value}"], [TensorRecord("x", datatype, ())])
     assert tensor.datatype == datatype
     return tensor.numpy()
 
@@ -89,7 +90,7 @@ def test_pickles_in_npy_files_are_not_run(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    signature = [{"name": "a", "datatype": "INT32"}, {"name": "b", "datatype": "INT32"}]
+    signature = [TensorRecord("a", "INT32", ()), TensorRecord("b", "INT32", ())]
     tensors = parse_inputs(["b=[2]", "a=[1]"], signature)
     assert [(tensor.name, tensor.numpy().tolist()) for tensor in tensors] == [("b", [2]), ("a", [1])]
     for arguments, message in (
@@ -102,7 +103,7 @@ def test_names() -> None:
 
 
 def test_the_only_input_needs_no_name() -> None:
-    (tensor,) = parse_inputs(['["a=b"]'], [{"name": "text", "datatype": "BYTES"}])
+    (tensor,) = parse_inputs(['["a=b"]'], [TensorRecord("text", "BYTES", ())])
     assert (tensor.name, tensor.numpy().tolist()) == ("text", [b"a=b"])
 
 

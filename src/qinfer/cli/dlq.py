@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from qinfer.cli.infer import in_json
 from qinfer.cli.infer import show as show_answer
 from qinfer.cli.letters import Entry, open_letters
 from qinfer.cli.options import CONTEXT, json_option, namespace_option
-from qinfer.cli.v2 import Answer
+from qinfer.client import Result
 from qinfer.deadletter import DeadLetter, summary
 from qinfer.errors import NotFound, Poisoned, QInferError
 
@@ -94,12 +95,14 @@ class Outcome:
     Attributes:
         id: the letter's.
         answer: None where it failed.
+        seconds: that it took.
         error: None where it was answered.
         removed: whether the letter is gone.
     """
 
     id: int
-    answer: Answer | None = None
+    answer: Result | None = None
+    seconds: float = 0.0
     error: QInferError | None = None
     removed: bool = False
 
@@ -142,12 +145,14 @@ async def _replay(
     async with open_letters(nats, namespace) as letters:
         for number in numbers:
             try:
+                started = perf_counter()
                 answer = await letters.replay(number, timeout=timeout)
+                seconds = perf_counter() - started
                 removed = not keep and await letters.remove(number)
             except QInferError as error:
                 outcomes.append(Outcome(number, error=error))
             else:
-                outcomes.append(Outcome(number, answer, removed=removed))
+                outcomes.append(Outcome(number, answer, seconds, removed=removed))
     return outcomes
 
 
@@ -282,7 +287,7 @@ def _show_outcome(outcome: Outcome) -> None:
     if outcome.answer is not None:
         fate = "removed" if outcome.removed else "kept"
         console.print(_text(f"dead letter {outcome.id}: answered, and {fate}"))
-        show_answer(outcome.answer)
+        show_answer(outcome.answer, outcome.seconds)
     if outcome.error is not None:
         again = "; it lies there once more, under another id" if isinstance(outcome.error, Poisoned) else ""
         told = f"{outcome.error.reason}: {outcome.error.message}{again}"

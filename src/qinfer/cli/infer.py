@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import click
@@ -13,11 +15,8 @@ from rich.text import Text
 
 from qinfer.cli.options import CONTEXT, json_option, namespace_option, nats_option, prefers_broker, url_option
 from qinfer.cli.tensors import Wanted, parse_inputs, parse_output, preview, save, to_json
-from qinfer.cli.v2 import Answer, V2Client
+from qinfer.client import AsyncClient, Options, Result, connect
 from qinfer.errors import InvalidRequest
-
-_MICROSECONDS = 1_000_000
-_GRACE = 5.0  # the server's own answer to a passed deadline says more than ours
 
 
 @click.command(
@@ -75,69 +74,58 @@ def infer(
     The request goes through a gateway (--url), or over the broker straight to the workers (--nats).
     """
     wanted = [parse_output(output) for output in outputs]
-    if nats and prefers_broker():
-        from qinfer.cli.direct import infer_over_broker
-
-        answer = infer_over_broker(
-            nats,
-            namespace,
-            model,
-            version,
-            inputs,
-            outputs=[output.name for output in wanted],
-            timeout=timeout,
-        )
-    else:
-        answer = _over_http(url, model, version, inputs, wanted, timeout)
-    _save(answer, wanted)
+    options = Options(version=version, outputs=[output.name for output in wanted], timeout=timeout)
+    result, seconds = asyncio.run(_ask(_client(url, nats, namespace), model, inputs, options))
+    _save(result, wanted)
     if as_json:
-        click.echo(json.dumps(in_json(answer)))
+        click.echo(json.dumps(in_json(result)))
     else:
-        show(answer)
+        show(result, seconds)
 
 
-def _over_http(
-    url: str, model: str, version: str, inputs: Sequence[str], wanted: Sequence[Wanted], timeout: float
-) -> Answer:
-    client = V2Client(url, timeout=timeout + _GRACE)
-    tensors = parse_inputs(inputs, client.metadata(model, version).get("inputs", []))
-    return client.infer(
-        model,
-        tensors,
-        version=version,
-        outputs=[output.name for output in wanted],
-        parameters={"timeout": int(timeout * _MICROSECONDS)},
-    )
+def _client(url: str, nats: str | None, namespace: str) -> AsyncClient:
+    if nats and prefers_broker():
+        return connect(nats, namespace=namespace, name="qinfer infer", retries=0)
+    return connect(url if "//" in url else f"http://{url}", retries=0)
 
 
-def _save(answer: Answer, wanted: Sequence[Wanted]) -> None:
+async def _ask(
+    client: AsyncClient, model: str, inputs: Sequence[str], options: Options
+) -> tuple[Result, float]:
+    """The answer, and the seconds it took."""
+    async with client:
+        info = await client.model(model, options.version)
+        tensors = parse_inputs(inputs, info.inputs)
+        started = perf_counter()
+        return await client.infer(model, tensors, options), perf_counter() - started
+
+
+def _save(result: Result, wanted: Sequence[Wanted]) -> None:
     for output in wanted:
         if output.file is not None:
-            tensor = next((tensor for tensor in answer.outputs if tensor.name == output.name), None)
+            tensor = next((tensor for tensor in result.tensors if tensor.name == output.name), None)
             if tensor is None:
                 raise InvalidRequest(f"the answer has no output {output.name!r}")
             save(tensor, output.file)
 
 
-def in_json(answer: Answer) -> dict[str, Any]:
+def in_json(result: Result) -> dict[str, Any]:
     """An answer, for programs."""
     return {
-        "model_name": answer.model,
-        "model_version": answer.version,
-        "parameters": dict(answer.parameters),
-        "outputs": [to_json(output) for output in answer.outputs],
+        "model_name": result.model,
+        "model_version": result.version,
+        "parameters": dict(result.parameters),
+        "outputs": [to_json(output) for output in result.tensors],
     }
 
 
-def show(answer: Answer) -> None:
-    """An answer, for people."""
+def show(result: Result, seconds: float) -> None:
+    """An answer that took so long, for people."""
     console = Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("output", "datatype", "shape", "values"):
         table.add_column(column, overflow="fold")
-    for output in answer.outputs:
+    for output in result.tensors:
         table.add_row(Text(output.name), output.datatype, str(output.shape), Text(preview(output)))
     console.print(table)
-    console.print(
-        Text(f"{answer.model} version {answer.version}, {answer.seconds * 1000:.1f} ms", style="dim")
-    )
+    console.print(Text(f"{result.model} version {result.version}, {seconds * 1000:.1f} ms", style="dim"))

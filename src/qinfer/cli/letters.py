@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 import msgspec
 
 from qinfer.bus import Bus, Letter, connect
-from qinfer.cli.direct import exchange, find
-from qinfer.cli.v2 import Answer
+from qinfer.client import Result
+from qinfer.client.nats import NatsClient
+from qinfer.client.transport import Settings
 from qinfer.deadletter import DeadLetter, decode_letter
 from qinfer.errors import InvalidRequest, MalformedMessage, NotFound
 from qinfer.message import Request
-from qinfer.registry import Directory
 
 _PAGE = 100
 
@@ -39,11 +39,14 @@ class Letters:
     """Reads, replays and removes dead letters.
 
     Args:
-        bus: a started bus that is used for nothing else.
+        bus: a started bus.
+        client: not started; asks models again.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, client: NatsClient) -> None:
         self._bus = bus
+        self._client = client
+        self._asks = False
 
     async def page(self, model: str = "", *, after: int = 0, limit: int = _PAGE) -> list[Entry]:
         """At most `limit` letters of a model or of all, oldest first, with ids above `after`."""
@@ -69,7 +72,7 @@ class Letters:
                 return decode_letter(found.data)
         raise NotFound(f"there is no dead letter {number}")
 
-    async def replay(self, number: int, *, timeout: float) -> Answer:
+    async def replay(self, number: int, *, timeout: float) -> Result:
         """Ask for what the letter's request asked for, with a new deadline, and wait for the answer.
 
         The answer goes to nobody but the caller of this method; the letter stays. A request that is given up
@@ -86,14 +89,12 @@ class Letters:
             raise InvalidRequest(
                 f"dead letter {number} has no input data, which were too large to keep: it cannot be replayed"
             )
-        directory = Directory(self._bus)
-        await directory.start()
-        try:
-            find(directory, letter.model, letter.version)
-        finally:
-            await directory.close()
-        deadline = time.time() + timeout
-        return await exchange(self._bus, letter.model, letter.version, _anew(letter, number), deadline)
+        if not self._asks:
+            await self._client.start()
+            self._asks = True
+        return await self._client.exchange(
+            letter.model, letter.version, _anew(letter, number), monotonic() + timeout
+        )
 
     async def remove(self, number: int) -> bool:
         """Remove one letter; False when there is none of that id."""
@@ -129,9 +130,11 @@ async def open_letters(nats: str, namespace: str) -> AsyncIterator[Letters]:
     Raises:
         BusUnavailable: the broker does not answer.
     """
-    bus = connect(nats, namespace=namespace, name="qinfer dlq")
+    bus, asking = (connect(nats, namespace=namespace, name="qinfer dlq") for _ in range(2))
+    client = NatsClient(asking, Settings())
     await bus.start()
     try:
-        yield Letters(bus)
+        yield Letters(bus, client)
     finally:
+        await client.close()
         await bus.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from qinfer.datatypes import Array, datatype, from_bf16, to_bf16
 from qinfer.errors import InvalidRequest
 from qinfer.message import Tensor
+from qinfer.registry import TensorRecord
 
 _SHOWN = 8
 
@@ -25,17 +26,17 @@ class Wanted:
     file: Path | None
 
 
-def parse_inputs(arguments: Sequence[str], signature: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+def parse_inputs(arguments: Sequence[str], signature: Sequence[TensorRecord]) -> list[Tensor]:
     """Make tensors from `NAME=VALUE` arguments.
 
     Args:
         arguments: as given; `NAME=` may be left out for a model with one input.
-        signature: the model's inputs, each with `name` and `datatype`, as model metadata tells them.
+        signature: the model's inputs.
 
     Raises:
         InvalidRequest: no such input, one given twice, or a value that does not fit its datatype.
     """
-    datatypes = {str(spec["name"]): str(spec["datatype"]) for spec in signature}
+    datatypes = {spec.name: spec.datatype for spec in signature}
     tensors: dict[str, Tensor] = {}
     for argument in arguments:
         name, separator, value = argument.partition("=")

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from qinfer.datatypes import DATATYPES, Array, from_bf16, to_bf16
+from qinfer.conversion import fitted, floated, rounded
+from qinfer.datatypes import DATATYPES, Array, from_bf16
 from qinfer.errors import InvalidRequest
 from qinfer.message import Tensor
 from qinfer.registry import TensorRecord
 
 _SHOWN = 60
-_EXACT_BITS = {"FP16": 11, "BF16": 8, "FP32": 24, "FP64": 53}
 
 
 class _Unfit(Exception):
@@ -102,7 +102,7 @@ def _numbers(value: Any, datatype: str) -> Array:
     if not plain.size:
         return plain.astype(DATATYPES[datatype].dtype)
     if plain.dtype.kind == "f" and DATATYPES[datatype].element is float and not _is_typed(value):
-        return _rounded(plain, datatype)
+        return rounded(plain, datatype)
     return _cast(plain, datatype)
 
 
@@ -111,15 +111,6 @@ def _is_typed(value: Any) -> bool:
     while isinstance(value, Sequence) and value:
         value = value[0]
     return isinstance(value, np.ndarray | np.generic) and not isinstance(value, float)
-
-
-def _rounded(array: Array, datatype: str) -> Array:
-    target = np.dtype("<f4") if datatype == "BF16" else DATATYPES[datatype].dtype
-    with np.errstate(over="ignore"):
-        rounded = array.astype(target)
-    if not np.array_equal(np.isinf(rounded), np.isinf(array)):
-        raise _Unfit(f"the largest number is {float(np.finfo(target).max):g}")
-    return to_bf16(rounded) if datatype == "BF16" else rounded
 
 
 def _texts(value: Any) -> Array:
@@ -152,41 +143,18 @@ def _cast(array: Array, datatype: str) -> Array:
     if wanted.element is bool and kind == "b":
         return array
     if wanted.element is int and kind in "iu":
-        return _fitted(array, datatype)
+        return fitted(array, datatype)
     if wanted.element is float and kind in "iu":
-        return _floated(array, datatype)
+        return floated(array, datatype)
     if wanted.element is float and kind == "f":
         return _widened(array, datatype)
     raise _Unfit(f"dtype {array.dtype} does not convert to it")
 
 
-def _fitted(array: Array, datatype: str) -> Array:
-    """Integers as other integers."""
-    dtype = DATATYPES[datatype].dtype
-    if array.size and array.dtype != dtype:
-        limits = np.iinfo(dtype)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise _Unfit(f"it is {limits.min} to {limits.max}")
-    return array.astype(dtype, copy=False)
-
-
-def _floated(array: Array, datatype: str) -> Array:
-    """Integers as floats, where those are the same numbers."""
-    wide = _rounded(array.astype(np.float64), datatype)
-    exact = 2 ** _EXACT_BITS[datatype]
-    if not array.size or (-exact <= int(array.min()) and int(array.max()) <= exact):
-        return wide
-    numbers = from_bf16(wide) if datatype == "BF16" else wide
-    for found, number in zip(array.flat, numbers.flat, strict=True):
-        if int(number) != int(found):
-            raise _Unfit(f"it has no number {int(found)}; the nearest is {int(number)}")
-    return wide
-
-
 def _widened(array: Array, datatype: str) -> Array:
     """Floats as wider floats."""
     if datatype == "BF16":
-        patterns = _rounded(array, datatype)
+        patterns = rounded(array, datatype)
         if np.array_equal(from_bf16(patterns), array, equal_nan=True):
             return patterns
         raise _Unfit(

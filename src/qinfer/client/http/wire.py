@@ -21,6 +21,7 @@ from qinfer.message import Request, Tensor
 _MICROSECONDS = 1_000_000
 _SHOWN = 500
 
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -127,7 +128,7 @@ def read_error(status: int, headers: Mapping[str, str], raw: bytes) -> QInferErr
 
     Args:
         status: of the response, not 2xx.
-        headers: whose names are compared without regard to case.
+        headers: whose names are in lower case, or compared without regard to it.
         raw: the body.
     """
     try:

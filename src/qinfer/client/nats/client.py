@@ -33,7 +33,7 @@ class NatsClient(Transport):
         max_claim_bytes: bytes held at once of tensors that are too large for a message.
     """
 
-    def __init__(self, bus: Bus, settings: Settings, *, max_claim_bytes: int) -> None:
+    def __init__(self, bus: Bus, settings: Settings, *, max_claim_bytes: int = 512 << 20) -> None:
         super().__init__(settings)
         self._bus = bus
         self._max_claim_bytes = max_claim_bytes
