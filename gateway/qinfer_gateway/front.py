@@ -16,7 +16,10 @@ from qinfer_gateway.catalog import Catalog
 SERVER_NAME = "qinfer"
 SERVER_VERSION = __version__
 
-EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics", "model_repository")
+EXTENSIONS = (
+    *("model_configuration", "binary_tensor_data", "parameters", "statistics", "model_repository"),
+    "generate",
+)
 """Extensions of the protocol this server has, by their protocol names."""
 
 _STATISTICS_TIMEOUT = 2.0

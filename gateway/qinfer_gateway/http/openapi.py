@@ -38,8 +38,9 @@ from qinfer.errors import (
 )
 from qinfer_gateway.auth.rules import permission_for_route
 from qinfer_gateway.front import SERVER_VERSION
-from qinfer_gateway.http import deadline, repository
+from qinfer_gateway.http import deadline, generate, repository
 from qinfer_gateway.http.jsondata import encode_json
+from qinfer_gateway.http.openapi_headers import HEADERS, PARAMETERS
 from qinfer_gateway.http.openapi_schemas import Schema, components, ref
 from qinfer_gateway.refusal import POSITION, REASON, WAIT
 
@@ -72,8 +73,6 @@ OBSTACLES: Errors = (NoWorker, BusUnavailable, ShuttingDown)
 
 _NOT_READY = HTTPStatus.BAD_REQUEST
 
-_NUMBER: Schema = {"type": "string", "pattern": "^[0-9]+$"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
@@ -91,6 +90,7 @@ class Operation:
         obstacles: the reasons such an answer may have.
         binary: bodies may carry raw tensors.
         headers: request headers beside those of every request.
+        events: the answer comes as server-sent events.
     """
 
     method: str
@@ -104,100 +104,8 @@ class Operation:
     obstacles: Errors = ()
     binary: bool = False
     headers: tuple[str, ...] = ()
+    events: bool = False
 
-
-_PARAMETERS: dict[str, Schema] = {
-    "model": {
-        "name": "model",
-        "in": "path",
-        "required": True,
-        "description": "The model's name, percent-encoded.",
-        "schema": {"type": "string", "minLength": 1},
-    },
-    "version": {
-        "name": "version",
-        "in": "path",
-        "required": True,
-        "description": "A version of it; the path without one asks the newest.",
-        "schema": {"type": "string", "pattern": "^[0-9]+$"},
-    },
-    "Inference-Header-Content-Length": {
-        "name": "Inference-Header-Content-Length",
-        "in": "header",
-        "description": "The body is this many bytes of JSON, and then the raw bytes of each input that has "
-        "`binary_data_size`, in order. 0: all of the body is the model's one input.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
-    },
-    "Content-Encoding": {
-        "name": "Content-Encoding",
-        "in": "header",
-        "description": "How the request's body is compressed.",
-        "schema": {"type": "string", "enum": ["gzip", "deflate", "identity"]},
-    },
-    "Accept-Encoding": {
-        "name": "Accept-Encoding",
-        "in": "header",
-        "description": "How the answer may be compressed: `gzip`, `deflate`.",
-        "schema": {"type": "string"},
-    },
-    deadline.HEADER: {
-        "name": deadline.HEADER,
-        "in": "header",
-        "description": "Milliseconds the answer may take, above 0. The shortest of this, the parameter "
-        "`timeout` and the server's own limit counts.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,12}([.][0-9]{1,9})?$"},
-    },
-    "Idempotency-Key": {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "Requests with the same key share one execution and its answer.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
-    },
-    "traceparent": {
-        "name": "traceparent",
-        "in": "header",
-        "description": "W3C trace context; the trace goes on in the gateway, the queue and the worker.",
-        "schema": {"type": "string"},
-    },
-    "tracestate": {
-        "name": "tracestate",
-        "in": "header",
-        "description": "W3C trace state.",
-        "schema": {"type": "string"},
-    },
-}
-
-_HEADERS: dict[str, Schema] = {
-    "Retry-After": {
-        "description": "Whole seconds after which a retry is worth trying, where that is known.",
-        "schema": _NUMBER,
-    },
-    "WWW-Authenticate": {
-        "description": "Which credentials are expected.",
-        "schema": {"type": "string"},
-    },
-    POSITION: {
-        "description": "The place in the model's queue that the request would have had, from 1, where known.",
-        "schema": _NUMBER,
-    },
-    WAIT: {
-        "description": "Seconds until it would have been answered, where that is known.",
-        "schema": {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)?$"},
-    },
-    "Accept-Encoding": {
-        "description": "The codings that are understood.",
-        "schema": {"type": "string"},
-    },
-    "Content-Encoding": {
-        "description": "How the answer's body is compressed.",
-        "schema": {"type": "string", "enum": ["gzip", "deflate"]},
-    },
-    "Inference-Header-Content-Length": {
-        "description": "The answer is this many bytes of JSON, and then the raw bytes of each output that "
-        "has `binary_data_size`, in order.",
-        "schema": _NUMBER,
-    },
-}
 
 _OF_STATUS: dict[int, tuple[str, ...]] = {
     401: ("WWW-Authenticate",),
@@ -211,6 +119,9 @@ _INFER_HEADERS = (
     *("Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding"),
     *(deadline.HEADER, "Idempotency-Key", *_TRACE),
 )
+
+
+_GENERATE_HEADERS = ("Content-Encoding", deadline.HEADER, "Idempotency-Key", *_TRACE)
 
 
 def _about_model(path: str, version: str) -> Iterable[Operation]:
@@ -235,6 +146,17 @@ def _about_model(path: str, version: str) -> Iterable[Operation]:
     yield Operation(
         method="post", path=f"{path}/infer", id=f"infer{version}", summary="Run the model",
         answer="InferAnswer", body="InferRequest", errors=INFER, binary=True, headers=_INFER_HEADERS,
+    )  # fmt: skip
+    generating: dict[str, Any] = {
+        "answer": "GenerateAnswer", "body": "GenerateRequest", "errors": INFER, "headers": _GENERATE_HEADERS
+    }  # fmt: skip
+    yield Operation(
+        method="post", path=f"{path}{generate.GENERATE}", id=f"generate{version}",
+        summary="Run the model on plain JSON, for one response", **generating,
+    )  # fmt: skip
+    yield Operation(
+        method="post", path=f"{path}{generate.GENERATE_STREAM}", id=f"generateStream{version}", events=True,
+        summary="Run the model on plain JSON; each response is an event as soon as it is there", **generating,
     )  # fmt: skip
 
 
@@ -302,8 +224,8 @@ def build() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "parameters": _PARAMETERS,
-            "headers": _HEADERS,
+            "parameters": PARAMETERS,
+            "headers": HEADERS,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "A key, or a JWT."},
                 "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -329,7 +251,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.body:
         # Those that carry no tensors have nothing that must be said.
         described["requestBody"] = {
-            "required": operation.binary,
+            "required": operation.errors is INFER,
             "content": _content(operation.body, operation.binary),
         }
     return described
@@ -344,6 +266,9 @@ def _responses(operation: Operation) -> dict[str, Any]:
     success: dict[str, Any] = {"description": "It is done."}
     if operation.answer:
         success["content"] = _content(operation.answer, operation.binary)
+        if operation.events:
+            success["description"] = "Events, each with a response, or an error where one has come before."
+            success["content"] = {"text/event-stream": success["content"].pop("application/json")}
     if operation.binary:
         success["headers"] = _headers("Content-Encoding", "Inference-Header-Content-Length")
     responses = {"200": success}

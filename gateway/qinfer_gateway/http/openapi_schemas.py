@@ -185,6 +185,21 @@ class InferAnswer(TypedDict):
     outputs: list[InferOutput]
 
 
+class GenerateRequest(TypedDict):
+    """Inputs of the model under their names, as single elements or lists; others are parameters."""
+
+    id: NotRequired[Annotated[str, Meta(description="Comes back with the answer, in logs and in traces.")]]
+    parameters: NotRequired[RequestParameters]
+
+
+class GenerateAnswer(TypedDict):
+    """A response: outputs under their names, one element as it is, several as a flat list."""
+
+    model_name: str
+    model_version: str
+    id: NotRequired[str]
+
+
 class ModelIndex(TypedDict):
     """A model of the repository index."""
 
@@ -228,7 +243,7 @@ class UnloadRequest(TypedDict):
 
 _BODIES: tuple[Any, ...] = (
     *(Error, Live, Ready, ModelReady, ServerMetadata, ModelList),
-    *(InferRequest, InferAnswer, ModelMetadata, StatisticsReport),
+    *(InferRequest, InferAnswer, GenerateRequest, GenerateAnswer, ModelMetadata, StatisticsReport),
     *(ModelIndex, IndexRequest, LoadRequest, UnloadRequest),
 )
 
