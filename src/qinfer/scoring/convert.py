@@ -1,8 +1,8 @@
 """From the values of a file to a model's input: exactly what was meant, or an error that says why not.
 
 Integers become other integers where they fit, and floats where the float is the same number. Floats become
-other floats by rounding, never infinite. Numbers of text and JSON, which are decimal, are rounded to the datatype of
-the input. Nothing else is converted: no float to an integer, no number to a text, no truth value to a number.
+other floats by rounding, never infinite. Numbers of text and JSON, which are decimal, are rounded, too. Nothing
+else is converted: no float to an integer, no number to a text, no truth value to a number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from qinfer.datatypes import DATATYPES, Array, from_bf16, to_bf16
+from qinfer.conversion import fitted, floated, rounded
+from qinfer.datatypes import DATATYPES, Array
 from qinfer.errors import InvalidRequest
 from qinfer.registry import TensorRecord
 from qinfer.scoring.columns import MISSING, Column
@@ -22,7 +23,6 @@ from qinfer.scoring.columns import MISSING, Column
 _SHOWN = 60
 _decode = msgspec.json.Decoder().decode
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_EXACT_BITS = {"FP16": 11, "BF16": 8, "FP32": 24, "FP64": 53}
 
 
 class Unfit(Exception):
@@ -149,12 +149,12 @@ def _numbers(value: Any, datatype: str) -> Array:
     if element is bool:
         return np.array(checked, dtype=np.bool_)
     if element is float:
-        return _narrowed(np.array(checked, dtype=np.float64), datatype)
+        return rounded(np.array(checked, dtype=np.float64), datatype)
     try:
         plain = np.array(checked, dtype=np.int64)
     except OverflowError:
         plain = np.array(checked, dtype=np.uint64)
-    return _fitted(plain, datatype)
+    return fitted(plain, datatype)
 
 
 def _texts(value: Any) -> Array:
@@ -192,46 +192,14 @@ def _cast(array: Array, datatype: str) -> Array:
     if wanted is bool and found == "b":
         return array
     if wanted is int and found in "iu":
-        return _fitted(array, datatype)
+        return fitted(array, datatype)
     if wanted is float and found == "f":
-        return _narrowed(array, datatype)
+        return rounded(array, datatype)
     if datatype == "BF16" and array.dtype.newbyteorder("<") == np.dtype("<u2"):
         return array.astype("<u2")
     if wanted is float and found in "iu":
-        return _floated(array, datatype)
+        return floated(array, datatype)
     raise TypeError(f"of dtype {array.dtype}")
-
-
-def _fitted(array: Array, datatype: str) -> Array:
-    """Integers as other integers."""
-    dtype = DATATYPES[datatype].dtype
-    limits = np.iinfo(dtype)
-    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-        raise OverflowError(f"{datatype} is {limits.min} to {limits.max}")
-    return array.astype(dtype)
-
-
-def _narrowed(array: Array, datatype: str) -> Array:
-    """Floats as other floats, the nearest ones."""
-    dtype = np.dtype("<f4") if datatype == "BF16" else DATATYPES[datatype].dtype
-    with np.errstate(over="ignore"):
-        rounded = array.astype(dtype)
-    if not np.array_equal(np.isinf(rounded), np.isinf(array)):
-        raise OverflowError(f"{datatype} is at most {float(np.finfo(dtype).max):g}")
-    return to_bf16(rounded) if datatype == "BF16" else rounded
-
-
-def _floated(array: Array, datatype: str) -> Array:
-    """Integers as floats, where those are the same numbers."""
-    wide = _narrowed(array.astype(np.float64), datatype)
-    back = from_bf16(wide) if datatype == "BF16" else wide
-    exact = 2 ** _EXACT_BITS[datatype]
-    if not array.size or (-exact <= int(array.min()) and int(array.max()) <= exact):
-        return wide
-    for place in range(array.size):
-        if int(back.flat[place]) != int(array.flat[place]):
-            raise OverflowError(f"{datatype} has no such number; the nearest is {int(back.flat[place])}")
-    return wide
 
 
 # Text
