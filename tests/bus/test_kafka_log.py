@@ -96,6 +96,45 @@ async def test_who_leaves_says_what_is_done(buses: Callable[[], Any]) -> None:
     assert {delivery.payload: delivery.attempt for delivery in again} == {b"0": 2, b"1": 2, b"3": 1, b"4": 1}
 
 
+async def test_who_closes_keeps_what_is_out_to_itself(buses: Callable[[], Any]) -> None:
+    first, second = await buses(), await buses()
+    await first.declare("m", SPEC)
+    mine, theirs = Mailbox(), Mailbox()
+    consumer = await first.consume("m", "", mine)
+    consumer.grant(1)
+    await first.enqueue("m", "", b"held")
+    (held,) = await mine.take()
+    await consumer.close()
+    (await second.consume("m", "", theirs)).grant(10)
+    await eventually(lambda: consumer._halted, "the group is shared out anew")
+    for _ in range(100):
+        await second.get(second.names.models_bucket, "m.1")
+    held.ack()
+    await first.enqueue("m", "", b"after")
+    assert [delivery.payload for delivery in await theirs.take(1)] == [b"after"]
+
+
+async def test_an_answer_is_stored_before_its_frame_is_done(
+    buses: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, other = await buses(), await buses()
+    await worker.declare("m", SPEC)
+    inbox = Mailbox()
+    (await worker.consume("m", "", inbox)).grant(1)
+    await other.enqueue("m", "", b"frame")
+    (delivery,) = await inbox.take()
+    stored = asyncio.Event()
+    monkeypatch.setattr(worker._sender, "flush", stored.wait)
+    worker.reply(other.reply_to, b"answer")
+    delivery.ack()
+    for _ in range(50):
+        assert await other.queued("m", "") == 1
+    stored.set()
+    async with asyncio.timeout(20):
+        while await other.queued("m", ""):
+            pass  # an ack has no answer
+
+
 async def test_what_is_done_is_deleted(buses: Callable[[], Any]) -> None:
     bus = await buses()
     await bus.declare("m", SPEC)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
+from qinfer.bus.kafka.member import _assignor
 from qinfer.bus.kafka.progress import Progress, extent
+from qinfer.bus.kafka.share import Share
 
 NOTHING = (-1, "")
 
@@ -23,6 +26,29 @@ def test_nothing_is_handed_out_before_its_border_is_committed() -> None:
     assert progress.reserved == 5
     progress.confirm(border)
     assert progress.reserved == border > 5
+
+
+def test_a_share_hands_out_nothing_behind_the_border() -> None:
+    share = Share(("t", 0), NOTHING, 0)
+    share.fetched([SimpleNamespace(offset=offset, value=b"frame") for offset in range(20)])
+    assert not share.is_free
+    share.progress.approach(0)
+    share.progress.confirm(share.progress.snapshot()[1])
+    taken = 0
+    while share.is_free:
+        share.progress.handed_out(share.take().offset)
+        taken += 1
+    assert taken == share.progress.reserved < 20
+
+
+def test_members_of_one_process_do_not_share_what_they_had() -> None:
+    """aiokafka keeps it in the class."""
+    one, other = _assignor(), _assignor()
+    protocol = pytest.importorskip("aiokafka.coordinator.protocol")
+    assignment = protocol.ConsumerProtocolMemberAssignment(0, [("t", [1])], b"")
+    one.on_assignment(assignment)
+    assert one.member_assignment == [("t", 1)]
+    assert other.member_assignment is None
 
 
 def test_the_border_keeps_ahead_of_what_is_handed_out() -> None:

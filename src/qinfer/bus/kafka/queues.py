@@ -232,12 +232,11 @@ class Queues:
                 while outlet.waiting and not outlet.full(outlet.waiting[0].size):
                     frame = outlet.waiting.popleft()
                     frame.placed(outlet.take(frame.size, frame.message_id))
-                if not outlet.waiting:
-                    return
-                await self._sample(outlet)  # with what was placed just now
                 while outlet.waiting and (limit := outlet.full(outlet.waiting[0].size)):
                     error = QueueFull(f"the model's queue is full: {limit}", retry_after=1.0)
                     outlet.waiting.popleft().refused(error)
+                if not outlet.waiting:
+                    return
         except QInferError as error:
             self._refuse(key, error)
 
