@@ -14,9 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qinfer.cli.app import app
+from qinfer.cli.score import _Call, _score, _Way
 from qinfer.cli.serve.ports import free_port
-from tests.helpers.system import System
+from qinfer.scoring import Settings
+from tests.helpers.system import System, fleet
 from tests.helpers.waiting import PATIENCE
+from tests.scoring.conftest import write_models
 
 
 def score(system: System, *arguments: object) -> Result:
@@ -37,8 +40,7 @@ def test_all_rows(scorer: System, vectors: Path) -> None:
     np.testing.assert_array_equal(np.load(vectors.with_name("out.npy")), 2 * np.load(vectors))
 
 
-def test_over_the_broker(nats_url: str, namespace: str, tmp_path: Path) -> None:
-    """The way is told by the address; nobody is there."""
+def test_a_broker_without_the_model(nats_url: str, namespace: str, tmp_path: Path) -> None:
     arguments = ["score", "in.npy", "out.npy", "--model", "m", "--nats", nats_url, "--namespace", namespace]
     result = CliRunner().invoke(app, arguments, prog_name="qinfer")
     assert result.exit_code == 1
@@ -159,3 +161,19 @@ def test_a_signal_stops_it_and_it_goes_on(
     assert not (tmp_path / "out.npy").exists()
     lines = (tmp_path / "out.npy.progress" / "journal.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["last"] > 0, "what was done is kept"
+
+
+async def test_over_the_broker_to_the_workers(
+    nats_url: str, namespace: str, vectors: Path, tmp_path: Path
+) -> None:
+    """No gateway is needed."""
+    async with fleet(nats_url, namespace, write_models(tmp_path / "models"), jobs=False) as made:
+        await made.add_worker("picky")
+        call = _Call(
+            model="picky", version="", timeout=20.0, priority=0, in_flight=8, patience=5.0, restart=False
+        )
+        way = _Way(nats_url, {"namespace": namespace})
+        target = vectors.with_name("out.npy")
+        await _score(way, vectors, target, Settings(), call, as_json=True)
+        assert made.front.dispatcher.in_flight == {}
+    np.testing.assert_array_equal(np.load(target), 2 * np.load(vectors))

@@ -20,7 +20,6 @@ from qinfer.lifecycle import cancelled, until_stopped
 
 if TYPE_CHECKING:
     from qinfer.client import AsyncClient, ConnectOptions
-    from qinfer.client.base import ModelInfo
     from qinfer.scoring import Plan, Progress, Settings
 
 EXIT_INCOMPLETE = 3
@@ -344,54 +343,11 @@ def _report(target: Path, ended: Progress, seconds: float, *, as_json: bool) -> 
         click.echo(f"{errors}: which, and why")
 
 
-# The dry run
-
-
 async def _show(way: _Way, source: Path, target: Path, settings: Settings, call: _Call) -> None:
+    from qinfer.cli.plan import show_plan
+
     async with _planned(way, source, target, settings, call) as (_, plan):
         try:
-            _show_plan(plan)
+            show_plan(plan)
         finally:
             plan.reader.close()
-
-
-def _show_plan(plan: Plan) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    sample = plan.reader.sample()
-    inputs = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("input", "datatype", "dims", "column", "first row"):
-        inputs.add_column(heading, overflow="fold")
-    for binding in plan.bindings:
-        first = [_first(sample, name) for name in binding.columns]
-        inputs.add_row(
-            Text(binding.spec.name),
-            binding.spec.datatype,
-            str(list(binding.spec.dims)),
-            Text(", ".join(binding.columns)),
-            Text(", ".join(first)),
-        )
-    columns = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("column", "holds", "datatype", "dims"):
-        columns.add_column(heading, overflow="fold")
-    for field in plan.fields:
-        holds = f"output {field.output}" if field.output else "what it holds in the input"
-        dims = str(list(field.dims)) if field.output else ""
-        columns.add_row(Text(field.name), Text(holds), field.datatype, dims)
-    rows = "rows are not counted" if plan.reader.rows is None else f"{plan.reader.rows} rows"
-    console.print(Text(f"{plan.source}: {rows}, {_requests(plan.model, plan.rows)}"), inputs, "", sep="\n")
-    console.print(Text(str(plan.target)), columns, sep="\n")
-
-
-def _requests(model: ModelInfo, rows: int) -> str:
-    return f"for {model.name} version {model.versions[-1]}, up to {rows} in a request"
-
-
-def _first(sample: Any, name: str) -> str:
-    if sample is None or name not in sample.columns:
-        return ""
-    text = repr(sample.columns[name].values()[0])
-    return text if len(text) <= 60 else f"{text[:60]}…"

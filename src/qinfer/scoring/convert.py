@@ -1,8 +1,8 @@
 """From the values of a file to a model's input: exactly what was meant, or an error that says why not.
 
 Integers become other integers where they fit, and floats where the float is the same number. Floats become
-other floats by rounding, never infinite. Numbers of text and JSON, which are decimal, are rounded, too. Nothing
-else is converted: no float to an integer, no number to a text, no truth value to a number.
+other floats by rounding, never infinite. Numbers of text and JSON, which are decimal, are rounded, too.
+Nothing else is converted: no float to an integer, no number to a text, no truth value to a number.
 """
 
 from __future__ import annotations
