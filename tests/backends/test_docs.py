@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "backends.md"
 def backend(monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The documented class, found by its documented entry point."""
     text = DOCUMENT.read_text()
-    (source,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (source,) = re.findall(r"```python\n(.*?)```", text.partition("## Write your own")[2], re.DOTALL)
     ((name, value),) = re.findall(r'"qinfer\.backends"\]\n(\w+) = "(.*)"', text)
     module = ModuleType(value.partition(":")[0])
     exec(compile(source, str(DOCUMENT), "exec"), module.__dict__)

@@ -56,11 +56,18 @@ async def ask(running: Fleet, request: bytes) -> Answer:
 )
 async def test_curl(running: Fleet, name: str) -> None:
     text = "\n".join(blocks(read(name), "console"))
-    ((path, body),) = CURL.findall(text)
+    ((path, body),) = [found for found in CURL.findall(text) if found[0].endswith("/infer")]
     answer = await ask(running, http.post(path, body.encode(), *re.findall("-H '([^']*)'", text)))
     given = json.loads(body)
     assert answer.outputs() == {"y": given["inputs"][0]["data"]}
     assert answer.json().get("id") == given.get("id")
+
+
+async def test_generate(running: Fleet) -> None:
+    ((path, body, answer),) = re.findall(
+        CURL.pattern + r"\n(.*)", "\n".join(blocks(section(read("docs/http-grpc.md"), "Generate"), "console"))
+    )
+    assert (await ask(running, http.post(path, body.encode()))).body.decode() == answer
 
 
 async def test_routes(running: Fleet) -> None:
@@ -79,7 +86,7 @@ async def test_routes(running: Fleet) -> None:
         if address.startswith("/v2/repository"):
             status = 200 if address.endswith("/index") else 501  # the worker's mode is none
             assert (await ask(running, http.post(address, b""))).status == status, address
-        elif not address.endswith("/infer"):
+        elif not address.endswith(("/infer", "/generate", "/generate_stream")):
             assert (await ask(running, http.get(address))).status == 200, address
 
 

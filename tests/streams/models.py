@@ -196,7 +196,7 @@ class TritonPythonModel:
         return responses
 """
 
-_TENSORS = """
+TENSORS = """
 input [{ name: "n" data_type: TYPE_INT32 dims: [ 1 ] }]
 output [
   { name: "i" data_type: TYPE_INT32 dims: [ 1 ] },
@@ -236,17 +236,18 @@ output [
 
 def build(root: Path) -> Path:
     """Write all models; returns the repository."""
-    _write(root, COUNTS, _TENSORS, _ROWS + _COUNTS + _INLINE)
-    _write(root, THREADED, _TENSORS, _ROWS + _COUNTS + _THREADS)
-    _write(root, GENERATES, _TENSORS, _ROWS + _GENERATES)
-    _write(root, REPEAT, _REPEATS, _REPEAT)
-    _write(root, SQUARE, _NUMBER, _SQUARE)
-    _write(root, ONE, _NUMBER, _ONE, decoupled=False)
-    _write(root, TEXT, _WORDS, _TEXT, decoupled=False)
+    write(root, COUNTS, TENSORS, _ROWS + _COUNTS + _INLINE)
+    write(root, THREADED, TENSORS, _ROWS + _COUNTS + _THREADS)
+    write(root, GENERATES, TENSORS, _ROWS + _GENERATES)
+    write(root, REPEAT, _REPEATS, _REPEAT)
+    write(root, SQUARE, _NUMBER, _SQUARE)
+    write(root, ONE, _NUMBER, _ONE, decoupled=False)
+    write(root, TEXT, _WORDS, _TEXT, decoupled=False)
     return root
 
 
-def _write(root: Path, name: str, tensors: str, source: str, *, decoupled: bool = True) -> None:
+def write(root: Path, name: str, tensors: str, source: str, *, decoupled: bool = True) -> None:
+    """Write a model; what its source imports mostly is there already."""
     folder = root / name / "1"
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(_HEAD + source)

@@ -156,6 +156,23 @@ class WorkerCollector(Collector):
             yield histogram_family(
                 name, help_text, _MODEL, ((labels, histogram(stats)) for labels, stats in models)
             )
+        yield from self._streams([(labels, stats) for labels, stats in models if stats.responses])
+
+    @staticmethod
+    def _streams(models: Sequence[tuple[tuple[str, str], ModelStats]]) -> Iterator[Metric]:
+        """What only models that give many responses to a request have."""
+        responses = CounterMetricFamily(
+            "qinfer_stream_responses", "Responses of decoupled models", labels=_MODEL
+        )
+        for labels, stats in models:
+            responses.add_metric(labels, sum(one.success.count for one in tuple(stats.responses.values())))
+        yield responses
+        yield histogram_family(
+            "qinfer_stream_first_response_seconds",
+            "Arrival of a request in the worker to the first of its responses",
+            _MODEL,
+            ((labels, stats.first_response) for labels, stats in models),
+        )
 
     @staticmethod
     def _failures(models: Iterable[tuple[tuple[str, str], ModelStats]]) -> Metric:
@@ -191,7 +208,7 @@ class GatewayCollector(Collector):
         yield histogram_family(
             "qinfer_request_duration_seconds", "Arrival of a request to its answer", labels, latencies
         )
-        yield _histogram_family(
+        yield histogram_family(
             "qinfer_first_response_seconds",
             "Arrival of a request to the first of its responses, where it takes many",
             labels[:2],
