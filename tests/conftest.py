@@ -35,14 +35,22 @@ async def nats_url() -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka_cluster.KafkaCluster]:
+    """A real Kafka that we started, shared by the tests; for what another cluster may not have."""
+    if reason := kafka_cluster.unavailable():
+        pytest.skip(reason)
+    with kafka_cluster.KafkaCluster(tmp_path_factory.mktemp("kafka") / "cluster") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka(request: pytest.FixtureRequest) -> str:
     """Bootstrap servers of a real Kafka, shared by the tests; each takes topics and groups of its own."""
     given = kafka_cluster.required()
     if given:
-        yield given
-        return
-    with kafka_cluster.KafkaCluster(tmp_path_factory.mktemp("kafka") / "cluster") as cluster:
-        yield cluster.bootstrap
+        return given
+    cluster: kafka_cluster.KafkaCluster = request.getfixturevalue("own_kafka")
+    return cluster.bootstrap
 
 
 @pytest.fixture

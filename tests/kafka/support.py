@@ -153,17 +153,22 @@ async def new_pipeline(
     if topics is None:
         topics = Topics(sources=[f"{stem}-in"], output=f"{stem}-out", dead=f"{stem}-dead")
         await create_topics(bootstrap, topics.sources[0], topics.output, topics.dead, partitions=partitions)
-    client = fields.pop("client", Client(bootstrap=bootstrap, session_timeout=6.0))
+    client = fields.pop("client", Client(bootstrap=bootstrap, session_timeout=3.0))
     return TestPipeline(
         topics=topics, client=client, repositories=[repository], group=f"{stem}-group", **fields
     )
+
+
+def new_scorer(pipeline: TestPipeline) -> LocalScorer:
+    """Scores in this process, as the command's would."""
+    return LocalScorer(pipeline.repositories, pipeline.models, close_timeout=pipeline.limits.drain_timeout)
 
 
 @asynccontextmanager
 async def running(pipeline: TestPipeline) -> AsyncIterator[tuple[Engine, PipelineStats]]:
     """An engine in this process, which has its partitions; stopped in good order at the end."""
     stats = PipelineStats()
-    engine = Engine(pipeline, LocalScorer(pipeline.repositories, pipeline.models), stats)
+    engine = Engine(pipeline, new_scorer(pipeline), stats)
     stopping = asyncio.Event()
     # In a group, so that an engine that ends with an error ends the test.
     async with asyncio.TaskGroup() as tasks:

@@ -35,6 +35,11 @@ def value(number: int) -> bytes:
     return row(number, first=POISON) if number in POISONED else row(number)
 
 
+def print_logs(directory: Path) -> None:
+    for log in sorted(directory.glob("*.log")):
+        print(f"--- {log.name}\n{log.read_text()[-4000:]}")
+
+
 async def send(sender: AIOKafkaProducer, topic: str, first: int, last: int) -> None:
     """Write the records of some numbers, each into the partition of its number."""
     for number in range(first, last):
@@ -96,8 +101,7 @@ async def test_nothing_is_lost(
             found = await read(cluster.bootstrap, pipeline.topics.output, 0, settled=True)
             dead = await read(cluster.bootstrap, pipeline.topics.dead, 0, settled=True)
     except BaseException:
-        for log in sorted(tmp_path.glob("*.log")):
-            print(f"--- {log.name}\n{log.read_text()[-4000:]}")
+        print_logs(tmp_path)
         raise
     good = set(range(RECORDS)) - set(POISONED)
     assert all(record.value == doubled(value(int(record.key))) for record in found)

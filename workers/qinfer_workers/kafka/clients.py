@@ -6,6 +6,7 @@ Everything that imports aiokafka is imported after `require`.
 from __future__ import annotations
 
 import importlib
+import logging
 import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,8 @@ def as_error(error: BaseException, what: str) -> QInferError:
 
 
 def _common(client: Client) -> dict[str, Any]:
+    # At DEBUG it shows the requests themselves, and in one of them is the password.
+    logging.getLogger("aiokafka.conn").setLevel(logging.INFO)
     options = {"bootstrap_servers": client.bootstrap, "client_id": "qinfer-kafka-score", **client.options}
     if "SSL" in str(options.get("security_protocol", "")).upper():
         options["ssl_context"] = _tls(client)

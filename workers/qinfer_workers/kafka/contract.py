@@ -215,7 +215,7 @@ class Topics:
         dead: topic of those that could not be scored; "" to stop at the first of them instead.
         create: create the missing ones of `output` and `dead`, with this many partitions; 0 to refuse to
             start.
-        replicas: copies of those that are created; -1 for the brokers' default.
+        replicas: copies of those that are created; -1 for as many as the first source has.
     """
 
     sources: Sequence[str]

@@ -30,7 +30,6 @@ from qinfer_workers.kafka.scoring import Score, cut, each, tensors
 from qinfer_workers.loading import close, load_version, record_of
 from qinfer_workers.served import ServedVersion
 
-_CLOSE_TIMEOUT = 10.0
 _NEVER = float("inf")
 
 
@@ -40,9 +39,13 @@ class LocalScorer:
     Args:
         repositories: where the models are.
         models: which.
+        close_timeout: seconds that a batch may still take at the end.
     """
 
-    def __init__(self, repositories: Sequence[Path], models: Sequence[ModelUse]) -> None:
+    def __init__(
+        self, repositories: Sequence[Path], models: Sequence[ModelUse], *, close_timeout: float = 10.0
+    ) -> None:
+        self._close_timeout = close_timeout
         self._repositories = repositories
         self._uses = models
         self._models: dict[str, _Model] = {}
@@ -81,7 +84,7 @@ class LocalScorer:
     async def close(self) -> None:
         models, self._models = self._models, {}
         for loaded in {id(model.loaded): model.loaded for model in models.values()}.values():
-            await loaded.close()
+            await loaded.close(self._close_timeout)
 
     def stats(self) -> list[ModelStats]:
         """Counters of every model."""
@@ -136,12 +139,12 @@ class _Loaded:
             ended.set_result(None)
         self._submit()
 
-    async def close(self) -> None:
+    async def close(self, timeout: float) -> None:
         self._waiting.clear()
         for ended in self._ended.values():
             if not ended.done():
                 ended.set_exception(ShuttingDown("the scorer stops"))
-        await close(self.version.instances, _CLOSE_TIMEOUT)
+        await close(self.version.instances, timeout)
 
     def _submit(self) -> None:
         for instance in self.version.instances:

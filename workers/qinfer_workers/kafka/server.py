@@ -31,8 +31,8 @@ from qinfer_workers.kafka.stats import PipelineStats, ScorerCollector
 
 logger = logging.getLogger(__name__)
 
-# A model's thread that comes back from native code would wait 5 ms for the interpreter, several times a batch,
-# while the event loop and the codec keep it busy.
+# A model's thread that comes back from native code would wait 5 ms for the interpreter, several times a
+# batch, while the event loop and the codec keep it busy.
 _SWITCH_INTERVAL = 0.0005
 _LOOK = 0.05  # seconds between two looks at whether the scorer has its partitions
 
@@ -97,7 +97,9 @@ def health_routes(engine: Engine) -> Sequence[Route]:
 def _scorer(pipeline: Pipeline) -> tuple[Scorer, Callable[[], Sequence[ModelStats]]]:
     """What scores, and the counters of its models."""
     if not pipeline.fleet:
-        local = LocalScorer(pipeline.repositories, pipeline.models)
+        local = LocalScorer(
+            pipeline.repositories, pipeline.models, close_timeout=pipeline.limits.drain_timeout
+        )
         return local, local.stats
     from qinfer.client import connect
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -140,16 +141,21 @@ class Session:
         """Up to `count` records of the partitions that have room for them."""
         if not self._assigned.is_set():
             await self._either(stop, self._assigned, _IDLE_POLL)
-            return {}
+            return await self._ask(stop, [_NOBODY], 0.0, 1)  # trouble with joining is told here only
         share = self._share()
         open_ones = [source for source, lane in self._lanes.items() if lane.in_flight < share]
         if not open_ones:
             self._room.clear()
             await self._either(stop, self._room, wait)
             return {}
-        # In the middle of a rebalance it waits for the end of that, whatever its timeout.
+        return await self._ask(stop, open_ones, wait, count)
+
+    async def _ask(
+        self, stop: asyncio.Future[Any], sources: Collection[TopicPartition], wait: float, count: int
+    ) -> Mapping[TopicPartition, list[Any]]:
+        """Ask the consumer, which waits for the end of a rebalance whatever its timeout, or the end."""
         polling: asyncio.Task[Mapping[TopicPartition, list[Any]]] = asyncio.create_task(
-            self._consumer.getmany(*open_ones, timeout_ms=max(1, round(wait * 1000)), max_records=count)
+            self._consumer.getmany(*sources, timeout_ms=math.ceil(wait * 1000), max_records=count)
         )
         try:
             await asyncio.wait({polling, stop}, return_when=asyncio.FIRST_COMPLETED)

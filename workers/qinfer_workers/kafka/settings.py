@@ -92,9 +92,9 @@ class Source(Settings, frozen=True, kw_only=True):
     """Where records come from."""
 
     topics: Annotated[Topic | list[Topic], Meta(description="one topic or several")]
-    format: Annotated[str | Format, Meta(description="its name, or a mapping with `type` and options")] = (
-        "json"
-    )
+    format: Annotated[
+        FormatName | Format, Meta(description="its name, or a mapping with `type` and options")
+    ] = "json"
     start: Annotated[
         Literal["earliest", "latest"], Meta(description="where a group without committed offsets begins")
     ] = "earliest"
@@ -104,9 +104,9 @@ class Output(Settings, frozen=True, kw_only=True):
     """Where scored records go, and what they hold."""
 
     topic: Topic
-    format: Annotated[str | Format, Meta(description="its name, or a mapping with `type` and options")] = (
-        "json"
-    )
+    format: Annotated[
+        FormatName | Format, Meta(description="its name, or a mapping with `type` and options")
+    ] = "json"
     keep: Annotated[
         Literal["all", "none"] | list[Text],
         Meta(description="fields of the input that the output has, too: all, none, or these"),
@@ -124,7 +124,7 @@ class CreateTopics(Settings, frozen=True, kw_only=True):
     """How the output and dead-letter topics are created where they are missing."""
 
     partitions: Annotated[Positive, Meta(description="of each")]
-    replicas: Annotated[int, Meta(ge=-1, description="copies; -1 for the brokers' default")] = -1
+    replicas: Annotated[int, Meta(ge=-1, description="copies; -1 for as many as the first source has")] = -1
 
 
 # Models
@@ -266,7 +266,7 @@ class SchemaRegistry(Settings, frozen=True, kw_only=True):
     url: Annotated[str, Meta(pattern="^https?://[^ ]+$")]
     username: str = ""
     password: Annotated[str, Meta(description="only as ${NAME}")] = ""
-    password_file: str = ""
+    password_file: Annotated[str, Meta(description="file with it; read again for each request")] = ""
     token: Annotated[str, Meta(description="bearer token, instead of a user; only as ${NAME}")] = ""
     token_file: Annotated[str, Meta(description="file with it; read again for each request")] = ""
     tls: Tls = Tls()

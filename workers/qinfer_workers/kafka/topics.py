@@ -61,14 +61,19 @@ async def destinations(pipeline: Pipeline) -> tuple[Destination, Destination | N
     try:
         async with asyncio.timeout(_TIMEOUT):
             await admin.start()
-            known = await _partitions(admin, [*topics.sources, *outputs])
-            missing = [name for name in outputs if name not in known]
-            if missing and topics.create:
-                await _create(admin, pipeline, missing)
-                known = await _created(admin, known, missing)
-            for name in [*topics.sources, *outputs]:
+            known = await _described(admin, [*topics.sources, *outputs])
+            for name in topics.sources:
                 if name not in known:
-                    raise SetupError(_missing(name, name in topics.sources))
+                    raise SetupError(f"topic {name!r} is to be read and does not exist")
+            missing = [name for name in outputs if name not in known]
+            if missing and not topics.create:
+                raise SetupError(
+                    f"topic {missing[0]!r} is to be written and does not exist; create it, or have it "
+                    "created (create_topics)"
+                )
+            if missing:
+                await _create(admin, pipeline, missing, known[topics.sources[0]])
+                known = await _created(admin, known, missing)
             limits = await _limits(admin, outputs)
     except QInferError:
         raise
@@ -78,19 +83,23 @@ async def destinations(pipeline: Pipeline) -> tuple[Destination, Destination | N
         raise as_error(error, what) from error
     finally:
         await admin.close()
-    found = [Destination(name, known[name], limits.get(name, _DEFAULT_MAX_BYTES)) for name in outputs]
+    found = [
+        Destination(name, known[name].partitions, limits.get(name, _DEFAULT_MAX_BYTES)) for name in outputs
+    ]
     return found[0], found[1] if topics.dead else None
 
 
-def _missing(name: str, source: bool) -> str:
-    if source:
-        return f"topic {name!r}, to be read, does not exist; expected its producers to create it"
-    return f"topic {name!r}, to be written, does not exist; create it, or let the pipeline do it (create)"
+@dataclass(frozen=True, slots=True)
+class _Topic:
+    """What is known of a topic: partitions, and copies of the first of them."""
+
+    partitions: int
+    replicas: int
 
 
-async def _partitions(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
-    """Number of partitions of those topics that exist."""
-    counts: dict[str, int] = {}
+async def _described(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, _Topic]:
+    """Those topics that exist."""
+    found: dict[str, _Topic] = {}
     for topic in await admin.describe_topics(list(dict.fromkeys(names))):
         if topic["error_code"] == _UNKNOWN_TOPIC:
             continue
@@ -98,16 +107,20 @@ async def _partitions(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[
             from aiokafka.errors import for_code
 
             raise for_code(topic["error_code"])(topic["topic"])
-        counts[topic["topic"]] = len(topic["partitions"])
-    return counts
+        partitions = topic["partitions"]
+        found[topic["topic"]] = _Topic(len(partitions), len(partitions[0]["replicas"]))
+    return found
 
 
-async def _create(admin: AIOKafkaAdminClient, pipeline: Pipeline, names: Iterable[str]) -> None:
+async def _create(
+    admin: AIOKafkaAdminClient, pipeline: Pipeline, names: Iterable[str], source: _Topic
+) -> None:
     from aiokafka.admin import NewTopic
     from aiokafka.errors import for_code
 
     topics = pipeline.topics
-    wanted = [NewTopic(name, topics.create, topics.replicas) for name in names]
+    replicas = topics.replicas if topics.replicas > 0 else source.replicas
+    wanted = [NewTopic(name, topics.create, replicas) for name in names]
     answer = await admin.create_topics(wanted)
     for name, code, *detail in answer.topic_errors:
         if code and code != _EXISTS:  # another scorer may be creating it, too
@@ -116,12 +129,12 @@ async def _create(admin: AIOKafkaAdminClient, pipeline: Pipeline, names: Iterabl
 
 
 async def _created(
-    admin: AIOKafkaAdminClient, known: Mapping[str, int], names: Iterable[str]
-) -> dict[str, int]:
+    admin: AIOKafkaAdminClient, known: Mapping[str, _Topic], names: Iterable[str]
+) -> dict[str, _Topic]:
     """What is known once the new topics are: brokers learn of them one after the other."""
     missing = set(names)
     while True:
-        found = await _partitions(admin, missing)
+        found = await _described(admin, missing)
         if missing <= found.keys():
             return {**known, **found}
         await asyncio.sleep(_PAUSE)
