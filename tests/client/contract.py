@@ -18,11 +18,22 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from qinfer.client import AsyncClient, Client, ModelInfo, Options, Result, connect
+from qinfer.client import (
+    AsyncClient,
+    Client,
+    JobOptions,
+    JobState,
+    ModelInfo,
+    Options,
+    Result,
+    connect,
+)
 from qinfer.errors import (
     Cancelled,
     DeadlineExceeded,
     InvalidRequest,
+    JobCancelled,
+    JobNotFound,
     KeyReused,
     ModelFailed,
     ModelNotFound,
@@ -380,16 +391,16 @@ class ClientContract:
 
     async def test_a_slow_reader_holds_the_model_up(self, running: Fleet, tmp_path: Path) -> None:
         journal = tmp_path / "journal"
-        options = Options(parameters={"journal": str(journal), "size": 5_000})
+        options = Options(parameters={"journal": str(journal), "size": 10_000})
         async with self.connect(running) as client:
-            stream = client.stream(GENERATES, {"n": [3000]}, options)
+            stream = client.stream(GENERATES, {"n": [600]}, options)
             await anext(stream)
             service = running.workers[0].services[GENERATES]
             await eventually(
                 lambda: any(each.waits for each in list(service._streams._open)), "the model waits"
             )
-            assert len(lines(journal)) < 1500
-            assert [int(result["i"][0]) async for result in stream] == list(range(1, 3000))
+            assert len(lines(journal)) < 550
+            assert [int(result["i"][0]) async for result in stream] == list(range(1, 600))
 
     async def test_a_stream_has_a_deadline(self, running: Fleet, tmp_path: Path) -> None:
         gate = tmp_path / "gate"
@@ -413,6 +424,81 @@ class ClientContract:
 
         assert await asyncio.to_thread(work) == list(range(100))
         await eventually(lambda: "c" in "".join(lines(journal)[-1:]), "the model has stopped")
+
+    # Jobs
+
+    async def test_a_job(self, running: Fleet) -> None:
+        values = np.arange(3, dtype=np.float32).reshape(1, -1)
+        async with self.connect(running) as client:
+            record = await client.submit(
+                FP32, {"x": values}, Options(priority=1), JobOptions(max_attempts=2, keep=60.0)
+            )
+            assert (record.model, record.version, record.priority) == (FP32, "", 1)
+            assert record.created_us > 1_700_000_000_000_000
+            result = await client.result(record.id)
+            assert (result.model, result.version) == (FP32, "1")
+            assert np.array_equal(result["y"], values)
+            ended = await client.job(record.id, wait=PATIENCE)
+            assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
+            assert record.created_us <= ended.started_us <= ended.ended_us
+
+    async def test_a_job_that_runs(self, running: Fleet, tmp_path: Path) -> None:
+        gate = tmp_path / "gate"
+        async with self.connect(running) as client:
+            record = await client.submit(GATED, gated(gate))
+            await eventually(lambda: began(gate), "a batch is in work")
+            assert (await client.job(record.id, wait=0.05)).ended_us == 0
+            with pytest.raises(DeadlineExceeded, match=record.id):
+                await client.result(record.id, timeout=0.05)
+            gate.touch()
+            assert (await client.result(record.id))["y"].shape == (1, 1)
+
+    async def test_a_job_is_cancelled(self, running: Fleet, tmp_path: Path) -> None:
+        gate = tmp_path / "gate"
+        async with self.connect(running) as client:
+            record = await client.submit(GATED, gated(gate))
+            await eventually(lambda: began(gate), "a batch is in work")
+            assert (await client.cancel(record.id)).state is JobState.CANCELLED
+            assert (await client.cancel(record.id)).state is JobState.CANCELLED
+            gate.touch()
+            with pytest.raises(JobCancelled):
+                await client.result(record.id)
+
+    async def test_jobs_that_fail(self, running: Fleet) -> None:
+        async with self.connect(running) as client:
+            record = await client.submit(PICKY, {"x": [[served_models.RAISES]]})
+            with pytest.raises(ModelFailed, match="thirteen"):
+                await client.result(record.id)
+            failed = await client.job(record.id)
+            assert failed.state is JobState.FAILED
+            assert failed.error is not None
+            assert failed.error.reason == "model_failed"
+            for unknown in ("0" * 32, "../models", ""):
+                for ask in (client.job, client.result, client.cancel):
+                    with pytest.raises(JobNotFound):
+                        await ask(unknown)
+            with pytest.raises(ModelNotFound):
+                await client.submit("nothing", {"x": [[1]]})
+            with pytest.raises(InvalidRequest, match="max_attempts"):
+                await client.submit(FP32, {"x": [[1]]}, job=JobOptions(max_attempts=1000))
+
+    async def test_a_job_with_a_key_is_one_job(self, running: Fleet, tmp_path: Path) -> None:
+        options = Options(idempotency_key=str(tmp_path))
+        async with self.connect(running) as client:
+            records = [await client.submit(FP32, {"x": [[1]]}, options) for _ in range(2)]
+            assert records[0].id == records[1].id
+            with pytest.raises(KeyReused):
+                await client.submit(FP32, {"x": [[2]]}, options)
+
+    async def test_jobs_without_await(self, running: Fleet) -> None:
+        def work() -> None:
+            with self.connect_sync(running) as client:
+                record = client.submit(FP32, {"x": [[1]]})
+                assert client.result(record.id)["y"].tolist() == [[1.0]]
+                assert client.job(record.id, wait=PATIENCE).state is JobState.SUCCEEDED
+                assert client.cancel(record.id).state is JobState.SUCCEEDED
+
+        await asyncio.to_thread(work)
 
     # Without await
 

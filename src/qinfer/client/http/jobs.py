@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
-from urllib.parse import quote
 
 from qinfer.client.base import Result
 from qinfer.client.http.session import Session
 from qinfer.client.http.wire import infer_body, model_path, read_answer, read_json
 from qinfer.client.transport import Question
-from qinfer.errors import DeadlineExceeded, InternalError
+from qinfer.errors import DeadlineExceeded, InternalError, JobNotFound
 from qinfer.headers import JSON_LENGTH
 from qinfer.jobs import JobOptions, JobRecord, JobState, Progress
+from qinfer.jobs.ids import is_id
 from qinfer.message import Request, WireError
 
 _QUICK = 10.0  # seconds for a question that waits for nothing
@@ -105,7 +105,9 @@ class HttpJobs:
 
 
 def _path(job_id: str) -> str:
-    return f"/v2/jobs/{quote(job_id, safe='')}"
+    if not is_id(job_id):
+        raise JobNotFound(f"there is no job {job_id[:40]!r}")
+    return f"/v2/jobs/{job_id}"
 
 
 def _option_headers(job: JobOptions) -> dict[str, str]:

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from time import monotonic
 
 import aiohttp
@@ -99,7 +100,7 @@ class Session:
         """
         async with self._until(deadline), await self._request(verb, path, body, headers) as response:
             raw = await response.read()
-        if check and not response.ok:
+        if check and not _is_success(response.status):
             raise read_error(response.status, response.headers, raw)
         return Reply(response.status, response.headers, raw)
 
@@ -115,7 +116,7 @@ class Session:
         """Send a request whose response is read in pieces, and closed, by the caller. Errors as of `call`."""
         async with self._until(deadline):
             response = await self._request(verb, path, body, headers)
-            if response.ok:
+            if _is_success(response.status):
                 return response
             async with response:
                 raw = await response.read()
@@ -168,6 +169,10 @@ class Session:
         hint = "; does it expect https://?" if isinstance(error, aiohttp.ServerDisconnectedError) else ""
         what = str(error) or type(error).__name__
         return ConnectionLost(f"the connection to {self._base} ended before the answer came: {what}{hint}")
+
+
+def _is_success(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
 
 
 async def _parts(body: Sequence[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
