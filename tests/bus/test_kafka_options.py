@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import trustme
 
 from qinfer.bus import connect
+from qinfer.bus.base import Guarantees
+from qinfer.bus.kafka import KafkaBus
 from qinfer.bus.kafka.names import KafkaNames
 from qinfer.bus.kafka.options import KafkaOptions
-from qinfer.bus.kafka.security import KafkaSecurity
+from qinfer.bus.kafka.security import VARIABLES, KafkaSecurity
+from qinfer.bus.nats import NatsBus
 from qinfer.errors import BackendUnavailable, InvalidRequest, SetupError
 from qinfer.naming import Names
+from tests.docs.pages import first_column, read
 
 NAMES = [
     "m",
@@ -143,3 +148,39 @@ def test_a_password_in_plain_text_is_warned_of(caplog: pytest.LogCaptureFixture)
     KafkaSecurity(user="me", password="secret", mechanism="PLAIN").options()
     assert "in plain text" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_each_topic_has_one_use() -> None:
+    names, plain = topics("n"), Names("n")
+    kept = (names.queues_bucket, names.blobs_bucket, names.ids_bucket, names.letters_bucket)
+    buckets = (plain.models_bucket, plain.workers_bucket, plain.suspects_bucket, plain.answers_bucket)
+    tables = (plain.jobs_table, plain.job_data_table)
+    found = [names.bucket(each).name for each in (*kept, *buckets, *tables)]
+    found += [each.name for each in (names.control(), names.replies(1), names.blobs(1))]
+    assert len(set(found)) == len(found)
+
+
+PAGE = read("docs/kafka-bus.md")
+
+
+def table(name: str) -> list[str]:
+    """The first column of a table of the page, without its heading."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", PAGE, re.DOTALL)
+    assert found
+    return [cell.strip("`") for cell in first_column(found[1])]
+
+
+def test_the_page_knows_every_option() -> None:
+    assert table("options") == [field.name for field in fields(KafkaOptions)]
+    for field in fields(KafkaOptions):
+        assert f"| `{field.name}` | {field.default} |" in PAGE
+
+
+def test_the_page_knows_every_variable() -> None:
+    assert table("variables") == list(VARIABLES.values())
+
+
+def test_the_page_knows_every_guarantee() -> None:
+    assert table("guarantees") == [field.name for field in fields(Guarantees)]
+    assert not any(getattr(KafkaBus.guarantees, field.name) for field in fields(Guarantees))
+    assert all(getattr(NatsBus.guarantees, field.name) for field in fields(Guarantees))

@@ -192,7 +192,10 @@ class KafkaConsumer(Consumer):
     def _dispatch(self) -> None:
         """Hand out what there is credit for, the oldest first."""
         self._dispatching = None
-        while self._credit > 0 and not self._halted and not self._closing:
+        if self._halted or self._closing:
+            return
+        pending = self._pending()
+        while self._credit > 0 and not self._closing:
             share = min(
                 (share for share in self._shares.values() if share.is_free),
                 key=lambda each: each.head().timestamp,  # type: ignore[union-attr]
@@ -202,18 +205,18 @@ class KafkaConsumer(Consumer):
                 break
             record = share.take()
             if not share.progress.is_done(record.offset):
-                self._hand_out(share, record)
-        if not self._halted:
-            self._commits.reserve(
-                share for share in self._shares.values() if share.buffered and not share.is_free
-            )
+                pending = max(0, pending - 1)
+                self._hand_out(share, record, pending)
+        self._commits.reserve(
+            share for share in self._shares.values() if share.buffered and not share.is_free
+        )
         if sum(share.buffered for share in self._shares.values()) < _BUFFERED // 2:
             self._room.set()
 
-    def _hand_out(self, share: Share, record: Any) -> None:
+    def _hand_out(self, share: Share, record: Any, pending: int) -> None:
         self._credit -= 1
         attempt = share.progress.handed_out(record.offset)
-        delivery = KafkaDelivery(self, share, record, attempt, self._pending())
+        delivery = KafkaDelivery(self, share, record, attempt, pending)
         share.out[record.offset] = delivery
         self._quiet.clear()
         self._commits.soon(share)

@@ -53,7 +53,7 @@ class KafkaNames:
         self._prefix = f"qinfer.{names.namespace.replace('-', '-2D').replace('_', '-5F')}"
         self._max_record = max_payload + RESERVED
         self.queues_bucket = f"qinfer_{names.namespace}_queues"
-        self.blobs_bucket = f"qinfer_{names.namespace}_blobs"
+        self.blobs_bucket = f"qinfer_{names.namespace}_places"
         self.ids_bucket = f"qinfer_{names.namespace}_ids"
         self.letters_bucket = f"qinfer_{names.namespace}_dead"
 
