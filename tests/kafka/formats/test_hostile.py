@@ -128,7 +128,7 @@ def nested_proto() -> bytes:
 HUGE = 2**62
 LONG = b"\xfe" + b"\xff" * 8 + b"\x7f"  # Avro's largest length
 HOSTILE = {
-    "json": [b"[" * DEEP, b'{"x":' * DEEP, b'{"x":' + b"[" * DEEP, b'{"y":' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "json": [b"[" * DEEP, b'{"x":' * DEEP, b'{"x":' + b"[" * DEEP, b'{"y":' + b"[" * DEEP + b"]" * DEEP,
              b'{"x":[1,' + b"1" * DEEP + b"]}", b'{"x":"' + b"\\" * DEEP, b"\x00", b'{"x":[NaN,1]}'],
     "msgpack": [b"\x91" * DEEP, b"\x81\xa1x" * DEEP, b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff",
                 b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x01", b"\xc1"],
@@ -156,4 +156,5 @@ def test_depth_and_claimed_lengths_cost_nothing(name: str, codecs: dict[str, Rec
 
 def test_a_path_does_not_follow_a_document_too_far(tmp_path: Path) -> None:
     codec = codec_of("json", "json", {"name": "m", "inputs": {"x": "a[*][*][*].b"}}, folder=tmp_path)
-    assert decode(codec, b'{"a":[[[{"b":1}]]]}', b'{"a":[1]}', b'{"a":{"b":[]}}', b"[]") == dict.fromkeys(range(4), "mapping")
+    values = [b'{"a":[[[{"b":1}]]]}', b'{"a":[1]}', b'{"a":{"b":[]}}', b"[]"]
+    assert decode(codec, *values) == dict.fromkeys(range(4), "mapping")

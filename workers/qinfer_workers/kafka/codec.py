@@ -56,10 +56,14 @@ class RecordCodec:
             SetupError: the registry refuses, or a schema does not fit.
             Unavailable: the registry does not answer.
         """
-        if self._registry is not None:
-            await self._registry.start()
-        await self._reader.start()
-        await self._writer.start()
+        try:
+            if self._registry is not None:
+                await self._registry.start()
+            await self._reader.start()
+            await self._writer.start()
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Disconnect. Idempotent."""
@@ -103,7 +107,7 @@ class RecordCodec:
         parsed: Parsed = decoded.parsed
         tabular = parsed.counts is not None
         located = {
-            label: Located(scored[label], places, tabular=tabular, batched=batched)
+            label: Located(scored.get(label, ()), places, tabular=tabular, batched=batched)
             for label, batched in self._batched.items()
         }
         columns = [located[field.model].column(field) for field in self._fields]

@@ -128,6 +128,8 @@ def fields(
             )
             if field is not None:
                 found.append(field)
+    if not found and not document.faults:
+        document.fault("models", "found no outputs; expected at least one field for the output record")
     _check_paths(found, document)
     return found
 
@@ -150,7 +152,9 @@ def _field(
         return None
     select = "" if source.select is UNSET else source.select
     index = -1 if source.index is UNSET else source.index
-    labels = _labels(source, spec, folder, document, where)
+    labels = _labels(source, folder, document, where)
+    if labels is None:
+        return None
     if fault := _unfit(spec, select, index, labels):
         document.fault(where, fault)
         return None
@@ -195,8 +199,9 @@ def _unfit(spec: TensorRecord, select: str, index: int, labels: Sequence[str]) -
 
 
 def _labels(
-    source: settings.OutputSource, spec: TensorRecord, folder: FilePath, document: Document, where: str
-) -> tuple[str, ...]:
+    source: settings.OutputSource, folder: FilePath, document: Document, where: str
+) -> tuple[str, ...] | None:
+    """The labels of a field; None where they cannot be read."""
     if source.labels_file is UNSET:
         return () if source.labels is UNSET else tuple(source.labels)
     if source.labels is not UNSET:
@@ -206,8 +211,9 @@ def _labels(
         with path.open("rb") as file:
             lines = file.read(_MAX_LABELS_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        document.fault(f"{where}.labels_file", f"{path}: {error}; expected a file with a label a line")
-        return ("",) * max(spec.dims[-1] if spec.dims else 0, 1)
+        why = error.strerror if isinstance(error, OSError) else error
+        document.fault(f"{where}.labels_file", f"{path}: {why}; expected a file with a label a line")
+        return None
     return tuple(lines)
 
 
@@ -222,8 +228,6 @@ def _names(text: str, document: Document, where: str) -> tuple[str, ...]:
 
 
 def _check_paths(found: Sequence[OutputField], document: Document) -> None:
-    if not found:
-        document.fault("models", "found no outputs; expected at least one field for the output record")
     seen: set[tuple[str, ...]] = set()
     for field in sorted(found, key=lambda field: field.path):
         above = [field.path[: depth + 1] for depth in range(len(field.path))]

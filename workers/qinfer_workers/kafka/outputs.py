@@ -111,7 +111,7 @@ class OutputColumn:
         if self.field.datatype != "BYTES":
             return value
         try:
-            return _texts(value, self._text(as_bytes))
+            return texts_of(value, self._text(as_bytes))
         except UnicodeDecodeError:
             self.bad[place] = (
                 f"output {self.field.output!r} of model {self.field.model!r} is no UTF-8; expected text, or "
@@ -125,10 +125,13 @@ class OutputColumn:
         return bytes if as_bytes else lambda value: base64.b64encode(value).decode()
 
 
-def _texts(value: Any, convert: Callable[[bytes], Any]) -> Any:
+def texts_of(value: Any, convert: Callable[[bytes], Any]) -> Any:
+    """Bytes in nested lists converted; numbers stay as they are."""
     if isinstance(value, list):
-        return [_texts(element, convert) for element in value]
-    return convert(value if isinstance(value, bytes) else str(value).encode())
+        return [texts_of(element, convert) for element in value]
+    if isinstance(value, str):
+        return convert(value.encode())
+    return convert(value) if isinstance(value, bytes) else value
 
 
 class Located:

@@ -17,7 +17,7 @@ Getter: TypeAlias = Callable[[Any], Any]
 
 _EACH = "*"
 _STEP = re.compile(
-    r"(?:^|\.)([^.\[\]'\"$*\s][^.\[\]]*)|\[(\d{1,9})\]|\[(\*)\]|\[(?:'([^']*)'|\"([^\"]*)\")\]"
+    r"(?:^|(?!^)\.)([^.\[\]'\"$*\s][^.\[\]]*)|\[(\d{1,9})\]|\[(\*)\]|\[(?:'([^']*)'|\"([^\"]*)\")\]"
 )
 
 
@@ -64,7 +64,7 @@ def parse(text: str) -> Path:
     steps: list[Step] = []
     offset = 0
     while offset < len(rest):
-        found = _STEP.match(rest, offset) if offset else _STEP.match(rest)
+        found = _STEP.match(rest, offset)
         if found is None:
             raise ValueError(
                 f"found {text!r}; expected a path such as customer.features, items[*].price or $"

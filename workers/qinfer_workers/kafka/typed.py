@@ -69,7 +69,8 @@ def _note(document: Document, kind: type, root: Any, message: str, secrets: Mapp
     value = _at(root, steps)
     shown = "a secret" if steps and steps[-1] in secrets else _shown(value)
     expected = _EXPECTED.fullmatch(text)
-    document.fault(inner, f"found {shown}; expected {_words(expected[1]) if expected else text}")
+    if all(fault.field != inner for fault in document.faults):  # of an empty reference, that was said
+        document.fault(inner, f"found {shown}; expected {_words(expected[1]) if expected else text}")
     return _take_out(root, steps)
 
 

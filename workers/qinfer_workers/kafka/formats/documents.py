@@ -6,9 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qinfer.datatypes import Array
 from qinfer_workers.kafka.contract import BadRecord
 from qinfer_workers.kafka.formats.base import Keep, Parsed, Reader, Setup, Writer
-from qinfer_workers.kafka.outputs import OutputColumn, OutputField
+from qinfer_workers.kafka.outputs import OutputColumn, OutputField, texts_of
 from qinfer_workers.kafka.paths import values_at
 
 
@@ -98,6 +99,7 @@ class DocumentWriter(Writer):
 
     def __init__(self, setup: Setup) -> None:
         self._fields = setup.fields
+        self._tabular = setup.tabular
         self._names = [field.path[0] for field in setup.fields]
         self._flat = all(len(field.path) == 1 for field in setup.fields)
         self._trees = _trees(setup.fields)
@@ -118,6 +120,9 @@ class DocumentWriter(Writer):
         self, columns: Sequence[OutputColumn], kept: Sequence[Any], count: int
     ) -> list[bytes | BadRecord]:
         """Make documents of outputs and what is kept."""
+        faults: dict[int, str] = {}
+        if self._tabular and kept:
+            kept = [_plain(tensors, place, faults) for place, tensors in enumerate(kept)]
         values = [column.values(as_bytes=self.as_bytes) for column in columns]
         assert all(len(column) == count for column in values)
         rows = zip(*values, strict=True)
@@ -128,10 +133,10 @@ class DocumentWriter(Writer):
         )
         if kept:
             documents = [{**old, **new} for old, new in zip(kept, documents, strict=True)]
-        bad = [*filter(None, [column.bad for column in columns])]
+        bad = [*filter(None, [faults, *[column.bad for column in columns]])]
         written: list[bytes | BadRecord] = []
         for place, document in enumerate(documents):
-            if bad and (why := next((faults[place] for faults in bad if place in faults), None)):
+            if bad and (why := next((known[place] for known in bad if place in known), None)):
                 written.append(BadRecord("encode", why))
                 continue
             try:
@@ -146,6 +151,15 @@ class DocumentWriter(Writer):
             name: build(row, self.plain(kept[name]) if name in kept else None)
             for name, build in self._trees.items()
         }
+
+
+def _plain(tensors: Mapping[str, Array], place: int, faults: dict[int, str]) -> dict[str, Any]:
+    """Tensors that are kept as lists, with texts in place of bytes."""
+    try:
+        return {name: texts_of(array.tolist(), bytes.decode) for name, array in tensors.items()}
+    except UnicodeDecodeError:
+        faults[place] = "what is kept holds bytes that are no text; expected UTF-8"
+        return {}
 
 
 def _trees(fields: Sequence[OutputField]) -> dict[str, Callable[[Sequence[Any], Any], Any]]:

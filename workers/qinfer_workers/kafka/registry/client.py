@@ -6,6 +6,7 @@ Schemas never change under their id, so an answer is kept for good; "no such sch
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 import time
 from collections import OrderedDict
@@ -92,7 +93,6 @@ class Registry:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._tls(), limit=_AT_ONCE),
                 timeout=aiohttp.ClientTimeout(total=self._given.timeout),
-                auth=self._user(),
                 headers={"Accept": f"{_MEDIA}, application/json"},
             )
 
@@ -213,7 +213,7 @@ class Registry:
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         assert self._session is not None
-        headers = self._bearer()
+        headers = self._credentials()
         data = None
         if body is not None:
             data = msgspec.json.encode(body)
@@ -230,19 +230,18 @@ class Registry:
             text = str(error) or type(error).__name__
             raise Unavailable(f"schema registry {self.url}: {text}") from None
 
-    def _user(self) -> aiohttp.BasicAuth | None:
+    def _credentials(self) -> dict[str, str]:
+        """The header that proves who asks; files are read again each time."""
         given = self._given
-        if not given.username:
-            return None
-        password = given.password
-        if given.password_file:
-            password = secrets.read(self._folder / given.password_file)
-        return aiohttp.BasicAuth(given.username, password, "utf-8")
-
-    def _bearer(self) -> dict[str, str]:
-        given = self._given
-        token = secrets.read(self._folder / given.token_file) if given.token_file else given.token
+        if given.username:
+            password = self._secret(given.password, given.password_file)
+            pair = base64.b64encode(f"{given.username}:{password}".encode()).decode()
+            return {"Authorization": f"Basic {pair}"}
+        token = self._secret(given.token, given.token_file)
         return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _secret(self, given: str, name: str) -> str:
+        return secrets.read(self._folder / name) if name else given
 
     def _tls(self) -> ssl.SSLContext | bool:
         if not self.url.startswith("https:"):
@@ -253,9 +252,7 @@ class Registry:
             context = ssl.create_default_context(cafile=str(self._folder / name) if name else None)
             if tls.cert_file:
                 name = tls.cert_file
-                password = tls.key_password
-                if tls.key_password_file:
-                    password = secrets.read(self._folder / tls.key_password_file)
+                password = self._secret(tls.key_password, tls.key_password_file)
                 key = self._folder / tls.key_file if tls.key_file else None
                 context.load_cert_chain(self._folder / name, key, password)
         except (OSError, ssl.SSLError) as error:
