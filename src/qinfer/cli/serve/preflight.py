@@ -18,7 +18,7 @@ from qinfer.keys import read_keys
 from qinfer.repository import Problem, Repository
 
 _ROLES = {"gateway", "worker"}
-_SCHEMES = ("nats", "tls", "ws", "wss")
+_SCHEMES = ("nats", "tls", "ws", "wss", "kafka", "kafkas")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
