@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow.parquet import ParquetFile
 
 from qinfer.errors import (
     DeadlineExceeded,
+    InvalidRequest,
     ModelFailed,
     ModelNotFound,
     NoWorker,
@@ -24,8 +26,9 @@ from qinfer.errors import (
     Unavailable,
 )
 from qinfer.scoring import Columns, OnError, Progress, Refused, Run, Settings, make_plan, run
+from qinfer.scoring.formats import parquet
 from tests.helpers.waiting import eventually
-from tests.scoring.models import DOUBLE, Server, doubling, model, score, spec
+from tests.scoring.models import DOUBLE, ECHO, Server, doubling, echoing, model, score, spec
 
 RECORD = Settings(on_error=OnError.RECORD)
 SKIP = Settings(on_error=OnError.SKIP)
@@ -409,6 +412,43 @@ async def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.npy.progress" / "journal.jsonl").write_text('{"version": 9, "run": {}}\n')
     with pytest.raises(Refused, match="of version 9; expected 1"):
         await score(source, tmp_path / "out.npy", DOUBLE, doubling())
+
+
+async def test_a_line_of_the_journal_that_was_cut_is_none(tmp_path: Path) -> None:
+    source, target = vectors(tmp_path, 100), tmp_path / "out.npy"
+    await interrupted(source, target, Settings(), 20)
+    append(tmp_path / "out.npy.progress" / "journal.jsonl", '{"first": 20, "last": 1')
+    await interrupted(source, target, Settings(), 60)
+    await score(source, target, DOUBLE, doubling())
+    np.testing.assert_array_equal(np.load(target), 2 * np.load(source))
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+async def test_half_a_chunk_is_not_kept(tmp_path: Path) -> None:
+    signature = model([spec("x", "FP32", -1)], [spec("y", "FP32", -1)])
+    source = lines(tmp_path, *[{"x": [1, 2]}] * 6, {"x": [1]}, {"x": [1]})
+    with pytest.raises(InvalidRequest, match="which one array cannot hold"):
+        await score(source, tmp_path / "out.npy", signature, doubling(), in_flight=1)
+    (head,) = read(tmp_path / "out.npy.progress" / "journal.jsonl")
+    assert "run" in head, "the second chunk's first two rows were written, so nothing of the part counts"
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+async def test_parts_do_not_show_in_the_output(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_GROUP_ROWS", 7)
+    texts = lines(tmp_path, *[{"x": f"{row}" * row} for row in range(30)])
+    await score(texts, tmp_path / "whole.parquet", ECHO, echoing())
+    monkeypatch.setattr(run, "PART_ROWS", rows)
+    await score(texts, tmp_path / "out.parquet", ECHO, echoing())
+    assert contents(tmp_path / "out.parquet") == contents(tmp_path / "whole.parquet")
+    found = ParquetFile(tmp_path / "out.parquet").metadata
+    assert [found.row_group(group).num_rows for group in range(found.num_row_groups)] == [7, 7, 7, 7, 2]
 
 
 # Dying at any moment
