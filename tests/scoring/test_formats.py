@@ -15,7 +15,7 @@ import pytest
 
 from qinfer.errors import InvalidRequest, QInferError
 from qinfer.scoring import Columns, Settings
-from qinfer.scoring.columns import ArrayColumn, Block
+from qinfer.scoring.columns import ArrayColumn, Block, ListColumn
 from qinfer.scoring.formats import Field, Reader, open_reader, writer_of
 from tests.scoring.models import DOUBLE, ECHO, Server, doubling, echoing, model, score, spec
 
@@ -312,15 +312,17 @@ def test_what_is_read_at_once_is_bounded_by_bytes(tmp_path: Path) -> None:
 
 def test_how_rows_came_does_not_show_in_parquet(tmp_path: Path) -> None:
     """Pages end where Arrow's arrays do, unless they are made one before they are written."""
-    field = Field(name="y", output="y", datatype="FP32", dims=(8,))
+    fields = [Field(name="y", output="y", datatype="FP32", dims=(8,)), Field(name="id", hint=pa.string())]
     values = np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float32)
+    names = [str(row) * (row % 7) for row in range(len(values))]
     written = []
     for size in (64, 100, 20_000):
-        writer = writer_of(tmp_path / "out.parquet", [field])
+        writer = writer_of(tmp_path / "out.parquet", fields)
         part = writer.part(tmp_path / "part")
         for begin in range(0, len(values), size):
             rows = values[begin : begin + size]
-            part.write(Block(rows=range(begin, begin + len(rows)), columns={"y": ArrayColumn(rows)}))
+            columns = {"y": ArrayColumn(rows), "id": ListColumn(names[begin : begin + size])}
+            part.write(Block(rows=range(begin, begin + len(rows)), columns=columns))
         part.close()
         writer.join([tmp_path / "part"], tmp_path / "out.parquet")
         written.append((tmp_path / "out.parquet").read_bytes())
