@@ -86,6 +86,10 @@ async def test_routes(running: Fleet) -> None:
         if address.startswith("/v2/repository"):
             status = 200 if address.endswith("/index") else 501  # the worker's mode is none
             assert (await ask(running, http.post(address, b""))).status == status, address
+        elif address.startswith("/v2/jobs/"):
+            acts = address.endswith(("/cancel", "/retry"))
+            asked = http.post(address, b"") if acts else http.get(address)
+            assert (await ask(running, asked)).reason == "job_not_found", address
         elif not address.endswith(("/infer", "/generate", "/generate_stream")):
             assert (await ask(running, http.get(address))).status == 200, address
 

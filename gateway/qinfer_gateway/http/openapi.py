@@ -6,7 +6,6 @@ No request is answered by it; tests hold it together with the routes and with `q
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -15,53 +14,29 @@ from qinfer.errors import (
     BY_REASON,
     BackendUnavailable,
     BusUnavailable,
-    Cancelled,
     ConfigError,
     DeadlineExceeded,
-    Forbidden,
-    HeadTooLarge,
-    InternalError,
-    InvalidRequest,
-    MethodNotAllowed,
     ModelNotFound,
     NoWorker,
     PayloadTooLarge,
     QInferError,
     QueueFull,
-    RateLimited,
     Retry,
     SetupError,
     ShuttingDown,
-    Unauthenticated,
-    Unavailable,
     Unsupported,
 )
 from qinfer_gateway.auth.rules import permission_for_route
 from qinfer_gateway.front import SERVER_VERSION
-from qinfer_gateway.http import deadline, generate, repository
+from qinfer_gateway.http import deadline, generate, openapi_jobs, repository
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.http.openapi_headers import HEADERS, PARAMETERS
+from qinfer_gateway.http.openapi_operation import ANY, INFER, REFUSED, Errors, Operation
 from qinfer_gateway.http.openapi_schemas import Schema, components, ref
+from qinfer_gateway.http.prefer import APPLIED
 from qinfer_gateway.refusal import POSITION, REASON, WAIT
 
 PATH = "/openapi.json"
-
-Errors = tuple[type[QInferError], ...]
-
-ANY: Errors = (InternalError, InvalidRequest, HeadTooLarge, Unavailable)
-"""What every request may be answered: its bytes are no HTTP, or there are too many connections already."""
-
-REFUSED: Errors = (Unauthenticated, Forbidden, RateLimited)
-"""What a request may be answered where credentials are asked for."""
-
-NEVER_OF_INFER: Errors = (
-    *(kind for kind in BY_REASON.values() if issubclass(kind, SetupError)),
-    Cancelled,  # nobody is left to read it
-    MethodNotAllowed,  # an answer of the path, not of the operation
-)
-"""What a request for inference is not answered over HTTP; it may be answered everything else."""
-
-INFER: Errors = tuple(kind for kind in BY_REASON.values() if kind not in NEVER_OF_INFER)
 
 _CHANGE: Errors = (
     *(BackendUnavailable, BusUnavailable, ConfigError, DeadlineExceeded, ModelNotFound, NoWorker),
@@ -72,39 +47,7 @@ OBSTACLES: Errors = (NoWorker, BusUnavailable, ShuttingDown)
 """Why something is not ready. Answers that say so have the protocol's status, not that of the error."""
 
 _NOT_READY = HTTPStatus.BAD_REQUEST
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """One method of one path.
-
-    Attributes:
-        method: in lower case.
-        path: as the router has it; `{model}` and `{version}` are the only parameters.
-        id: the operationId.
-        summary: what it does.
-        answer: name of the answer's schema; "" where there is no body.
-        body: name of the request body's schema; "" for none.
-        errors: what it may be answered beside `ANY`.
-        refused: name of the schema of an answer with status 400 that says no.
-        obstacles: the reasons such an answer may have.
-        binary: bodies may carry raw tensors.
-        headers: request headers beside those of every request.
-        events: the answer comes as server-sent events.
-    """
-
-    method: str
-    path: str
-    id: str
-    summary: str
-    answer: str = ""
-    body: str = ""
-    errors: Errors = ()
-    refused: str = ""
-    obstacles: Errors = ()
-    binary: bool = False
-    headers: tuple[str, ...] = ()
-    events: bool = False
+_OK = HTTPStatus.OK
 
 
 _OF_STATUS: dict[int, tuple[str, ...]] = {
@@ -118,6 +61,7 @@ _TRACE = ("traceparent", "tracestate")
 _INFER_HEADERS = (
     *("Inference-Header-Content-Length", "Content-Encoding", "Accept-Encoding"),
     *(deadline.HEADER, "Idempotency-Key", *_TRACE),
+    *(openapi_jobs.PREFER, *openapi_jobs.OPTION_HEADERS),
 )
 
 
@@ -146,6 +90,7 @@ def _about_model(path: str, version: str) -> Iterable[Operation]:
     yield Operation(
         method="post", path=f"{path}/infer", id=f"infer{version}", summary="Run the model",
         answer="InferAnswer", body="InferRequest", errors=INFER, binary=True, headers=_INFER_HEADERS,
+        deferred=True,
     )  # fmt: skip
     generating: dict[str, Any] = {
         "answer": "GenerateAnswer", "body": "GenerateRequest", "errors": INFER, "headers": _GENERATE_HEADERS
@@ -197,6 +142,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="post", path=repository.UNLOAD, id="unload", body="UnloadRequest", errors=_CHANGE,
         summary="Have the workers forget a model",
     ),
+    *openapi_jobs.OPERATIONS,
 )  # fmt: skip
 
 
@@ -224,8 +170,8 @@ def build() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "parameters": PARAMETERS,
-            "headers": HEADERS,
+            "parameters": {**PARAMETERS, **openapi_jobs.PARAMETERS},
+            "headers": {**HEADERS, **openapi_jobs.HEADERS},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "A key, or a JWT."},
                 "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
@@ -235,7 +181,7 @@ def build() -> dict[str, Any]:
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
-    in_path = tuple(name for name in ("model", "version") if f"{{{name}}}" in operation.path)
+    in_path = tuple(name for name in ("model", "version", "job") if f"{{{name}}}" in operation.path)
     parameters = (*in_path, *operation.headers)
     permission = permission_for_route(operation.path)
     described: dict[str, Any] = {
@@ -251,7 +197,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.body:
         # Those that carry no tensors have nothing that must be said.
         described["requestBody"] = {
-            "required": operation.errors is INFER,
+            "required": operation.errors is INFER or bool(operation.answer and operation.status != _OK),
             "content": _content(operation.body, operation.binary),
         }
     return described
@@ -267,11 +213,21 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.answer:
         success["content"] = _content(operation.answer, operation.binary)
         if operation.events:
-            success["description"] = "Events, each with a response, or an error where one has come before."
+            success["description"] = (
+                "Events, each with a response or state, or an error where one has come before."
+            )
             success["content"] = {"text/event-stream": success["content"].pop("application/json")}
     if operation.binary:
         success["headers"] = _headers("Content-Encoding", "Inference-Header-Content-Length")
-    responses = {"200": success}
+    responses = {str(operation.status): success}
+    if operation.status == HTTPStatus.ACCEPTED:
+        success["headers"] = _headers("Location")
+    elif operation.deferred:
+        responses[str(HTTPStatus.ACCEPTED)] = {
+            "description": "It is a job, which has not ended.",
+            "content": _content("Job", binary=False),
+            "headers": _headers("Location", APPLIED),
+        }
     kinds = {*ANY, *operation.errors, *(REFUSED if permission_for_route(operation.path) else ())}
     for status in sorted({kind.http_status for kind in kinds}):
         of_status = [kind for kind in BY_REASON.values() if kind in kinds and kind.http_status == status]

@@ -20,6 +20,7 @@ from qinfer.proto import ModelConfig
 from qinfer.repository.document import integer_range, type_of
 from qinfer.repository.metadata import ModelMetadata
 from qinfer.telemetry.statistics import StatisticsReport
+from qinfer_gateway.http import openapi_jobs
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -245,6 +246,7 @@ _BODIES: tuple[Any, ...] = (
     *(Error, Live, Ready, ModelReady, ServerMetadata, ModelList),
     *(InferRequest, InferAnswer, GenerateRequest, GenerateAnswer, ModelMetadata, StatisticsReport),
     *(ModelIndex, IndexRequest, LoadRequest, UnloadRequest),
+    *openapi_jobs.BODIES,
 )
 
 
@@ -262,6 +264,7 @@ def components() -> dict[str, Schema]:
         schemas[name]["additionalProperties"] = False
     # Other parameters than these are for the model, and scalars.
     schemas["RequestParameters"]["additionalProperties"] = {"type": ["boolean", "number", "string"]}
+    schemas["JobRequest"]["properties"]["request"] = ref("InferRequest")
     _add_message(type_of(ModelConfig), schemas)
     schemas[_CONFIG]["description"] = "A model's configuration, with the defaults of what it does not say."
     return schemas
