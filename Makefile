@@ -22,10 +22,10 @@ demo_ready := $(VENV)/.demo-$(subst $(space),-,$(extras))
 dev_ready := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint fuzz bench chaos overload clean distclean
+.PHONY: help demo serve test lint fuzz bench chaos chaos-kafka overload clean distclean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(demo_ready) ## serve the example models, send them real inputs, check the answers (EXTRAS=torch for more)
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -51,6 +51,9 @@ bench: $(dev_ready) ## measure qinfer beside its peers (ARGS for python -m loadt
 
 chaos: $(dev_ready) ## kill and cut off parts of a system under load (SEED, MINUTES, ARGS for python -m loadtest.chaos)
 	$(BIN)/python -m loadtest.chaos $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) $(ARGS)
+
+chaos-kafka: $(dev_ready) ## the same to the stream scorer, on a real Kafka of three nodes; writes docs/kafka.md (SEED, ARGS)
+	$(BIN)/python -m loadtest.kafka chaos $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 overload: $(dev_ready) ## offer three times what can be answered, and measure what is (ARGS for python -m loadtest.overload)
 	$(BIN)/python -m loadtest.overload $(ARGS)

@@ -1,6 +1,6 @@
 """The loop that everybody writes first: read a record, run the session, send the result.
 
-    python -m loadtest.kafka.baseline BOOTSTRAP SOURCE OUTPUT GROUP MODEL
+python -m loadtest.kafka.baseline BOOTSTRAP SOURCE OUTPUT GROUP MODEL
 """
 
 from __future__ import annotations

@@ -53,9 +53,7 @@ class Records:
         return found.shape == expected.shape and bool(np.allclose(found, expected, rtol=1e-3, atol=1e-4))
 
 
-async def send(
-    bootstrap: str, topic: str, records: Records, numbers: range, *, partitions: int
-) -> None:
+async def send(bootstrap: str, topic: str, records: Records, numbers: range, *, partitions: int) -> None:
     """Write records, each into the partition of its number, with the number as its key."""
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, max_batch_size=_BATCH_BYTES, enable_idempotence=True

@@ -12,12 +12,13 @@ from time import monotonic
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from tests.helpers.kafka import KafkaCluster, create_topics, topic_name
 
 from loadtest.kafka.records import Records, send
 from loadtest.kafka.system import Process, build_repository, start_scorer, write_pipeline
-from tests.helpers.kafka import KafkaCluster, create_topics, topic_name
 
 PARTITIONS = 6
+SYSTEMS = ("plain loop", "at-least-once", "exactly-once")
 _FROM, _TO = 0.1, 0.95
 """The part of the records whose time counts: neither the start nor the end."""
 
@@ -71,7 +72,7 @@ async def measure(
     """Measure all systems, one after the other, several times.
 
     Args:
-        directory: an empty folder.
+        directory: a folder that is not there yet.
         records: backlog of each measurement.
         rounds: measurements of each system.
         backlog: records of the long backlog; 0 for none.
@@ -86,7 +87,7 @@ async def measure(
         await send(cluster.bootstrap, source, contents, range(records), partitions=PARTITIONS)
         rates: list[Rate] = []
         for number in range(rounds):
-            for system in ("plain loop", "at-least-once", "exactly-once"):
+            for system in SYSTEMS:
                 rate = await bench.run(system, source, records)
                 rates.append(rate)
                 say(f"round {number + 1}: {system}: {rate.records_per_second:,.0f} records/s")

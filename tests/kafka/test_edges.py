@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from qinfer.errors import ModelNotFound, QInferError, SetupError, Unavailable
+from qinfer.errors import ModelFailed, ModelNotFound, QInferError, SetupError, Unavailable
 from qinfer_workers.kafka.contract import (
     Client,
     Decoded,
@@ -21,7 +21,6 @@ from qinfer_workers.kafka.contract import (
     Topics,
 )
 from qinfer_workers.kafka.engine import Engine
-from qinfer_workers.kafka.sinks import Fatal
 from qinfer_workers.kafka.stats import PipelineStats
 from tests.helpers import kafka as kafka_cluster
 from tests.helpers.kafka import create_topics, topic_name
@@ -199,7 +198,7 @@ async def test_without_a_topic_for_dead_letters_the_first_one_stops_it(
     async with producer(kafka) as sender:
         await sender.send_and_wait(topics.sources[0], b"short", key=b"1")
     error = await refused(pipeline)
-    assert isinstance(error, Fatal)
+    assert isinstance(error, ModelFailed)
     assert f"{topics.sources[0]}/0 offset 0" in error.message
 
 

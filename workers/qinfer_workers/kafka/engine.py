@@ -20,7 +20,6 @@ from qinfer_workers.kafka.clients import as_error
 from qinfer_workers.kafka.contract import Pipeline
 from qinfer_workers.kafka.scoring import Scorer
 from qinfer_workers.kafka.session import Leftovers, Session
-from qinfer_workers.kafka.sinks import Fatal
 from qinfer_workers.kafka.spans import RecordSpans
 from qinfer_workers.kafka.stages import Stages
 from qinfer_workers.kafka.stats import PipelineStats
@@ -35,12 +34,6 @@ _FENCED = 3
 
 _HEALTHY_AFTER = 60.0  # seconds a session was good for; the next trouble counts as the first again
 _LONGEST_PAUSE = 10.0
-
-
-class Fenced(SetupError):
-    """Another scorer uses the transactional ids of this one."""
-
-    reason = "fenced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +83,9 @@ class Engine:
         """Work until `stopping`, then finish what is in flight.
 
         Raises:
-            SetupError: a topic, a model or the configuration is not as it should be; `Fenced` where another
-                scorer took over again and again.
+            SetupError: a topic, a model or the configuration is not as it should be, or another program locked
+                the scorer out again and again.
+            ModelFailed: a record cannot be scored, and there is no topic for dead letters.
             Unavailable: the brokers, the fleet or the schema registry do not answer at the start.
             QInferError: it cannot go on.
         """
@@ -136,14 +130,14 @@ class Engine:
                 "longer than its timeout; what was not committed is aborted"
             )
             if fenced >= _FENCED:
-                raise Fenced(
+                raise SetupError(
                     f"{self._problem}. This happened {fenced} times in a row: expected no other program "
                     "that uses the transactional ids of this group"
                 ) from error
         elif isinstance(error, KafkaError | OSError | QInferError):
             fenced = 0
             found = as_error(error, what)
-            if isinstance(found, SetupError | Fatal) or found.retry is Retry.NEVER:
+            if found.retry is Retry.NEVER:
                 raise found from error
             self._problem = found.message
         else:

@@ -55,12 +55,6 @@ class Sink(Protocol):
         """Take back what was not committed, as far as that can be done."""
 
 
-class Fatal(ModelFailed):
-    """A record could not be scored, and there is no topic for dead letters."""
-
-    reason = "no_dead_letters"
-
-
 class Writer:
     """Sends records to one partition in batches.
 
@@ -160,7 +154,7 @@ class _Writers:
         where = f"{record.topic}/{record.partition} offset {record.offset}"
         logger.warning("record %s cannot be scored: %s: %s", where, dead.bad.reason, dead.bad.message)
         if self._dead is None:
-            raise Fatal(
+            raise ModelFailed(
                 f"record {where} cannot be scored, and the pipeline has no topic for dead letters: "
                 f"{dead.bad.reason}: {dead.bad.message}"
             )
