@@ -313,10 +313,10 @@ def test_what_is_read_at_once_is_bounded_by_bytes(tmp_path: Path) -> None:
 def test_how_rows_came_does_not_show_in_parquet(tmp_path: Path) -> None:
     """Pages end where Arrow's arrays do, unless they are made one before they are written."""
     fields = [Field(name="y", output="y", datatype="FP32", dims=(8,)), Field(name="id", hint=pa.string())]
-    values = np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float32)
+    values = np.random.default_rng(0).normal(size=(60_000, 8)).astype(np.float32)
     names = [str(row) * (row % 7) for row in range(len(values))]
     written = []
-    for size in (64, 100, 20_000):
+    for size in (100, 640, 60_000):
         writer = writer_of(tmp_path / "out.parquet", fields)
         part = writer.part(tmp_path / "part")
         for begin in range(0, len(values), size):
