@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.helpers.served_models import (
     copy,
 )
 from tests.helpers.system import Fleet, fleet
+from tests.helpers.waiting import PATIENCE
 
 SPACED = "sentence encoder.v2 (ü)"
 VALUES: dict[str, list[str]] = {
@@ -139,8 +141,9 @@ async def test_a_deadline_passes_without_a_worker(client: Client, running: Fleet
 async def test_a_full_queue(client: Client, running: Fleet) -> None:
     await running.bus.declare("full", QueueSpec(storage="memory", max_messages=1, max_bytes=1 << 20))
     waiting = client.begin("full", floats(1.0))
-    while not await running.queued("full"):
-        """Each question takes its time; the test's own limit ends this."""
+    async with asyncio.timeout(PATIENCE):
+        while not await running.queued("full"):
+            """Each question takes its time."""
     with pytest.raises(Failed) as failed:
         await client.infer("full", floats(2.0))
     assert failed.value.reason == "queue_full"

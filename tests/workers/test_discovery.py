@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -72,8 +73,9 @@ async def is_offered(tool: Client, name: str) -> bool:
 
 
 async def until(tool: Client, name: str, *, offered: bool) -> None:
-    while await is_offered(tool, name) is not offered:
-        """Each question takes its time; the test's own limit ends this."""
+    async with asyncio.timeout(PATIENCE):
+        while await is_offered(tool, name) is not offered:
+            """Each question takes its time."""
 
 
 async def test_a_model_is_described(running: Fleet, tool: Client) -> None:
