@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from grpc.aio import EOF
 
+from qinfer.deadletter import Attempt
 from qinfer.message import FINAL
 from qinfer_workers.isolation import begins_among_others
 from tests.helpers.proxy import Proxy
@@ -22,7 +24,7 @@ from tests.streams.test_generate import asked, events_of
 from tests.streams.test_grpc import count, stream_to
 from tests.streams.test_grpc import values as grpc_values
 
-EVERY = pytest.mark.parametrize("model", [COUNTS, THREADED, GENERATES])
+BOTH = pytest.mark.parametrize("model", [COUNTS, GENERATES])
 TOTAL = 60
 
 
@@ -38,8 +40,8 @@ async def rest_of(stream: Any) -> list[int]:
     return rest
 
 
-@pytest.mark.parametrize("model", [THREADED, GENERATES])
-async def test_a_worker_that_is_killed(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
+async def test_a_worker_that_is_killed(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    model = GENERATES
     gate = tmp_path / "gate"
     async with make_fleet(request_timeout=60.0) as running:
         killed = await running.add_worker_process(model, **{"ack-wait": "1"})
@@ -54,7 +56,7 @@ async def test_a_worker_that_is_killed(make_fleet: MakeFleet, tmp_path: Path, mo
         assert running.dispatcher._observer.stats.requests[model, "grpc", "ok"].count == 1
 
 
-@EVERY
+@BOTH
 async def test_a_worker_that_is_stopped(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
     """It is given time to finish, and gives back what does not."""
     gate = tmp_path / "gate"
@@ -70,7 +72,7 @@ async def test_a_worker_that_is_stopped(make_fleet: MakeFleet, tmp_path: Path, m
             await draining
 
 
-@EVERY
+@BOTH
 async def test_a_worker_that_is_cut_off_for_a_moment(
     nats_url: str, namespace: str, streaming_repository: Path, tmp_path: Path, model: str
 ) -> None:
@@ -121,7 +123,7 @@ async def test_a_gateway_that_is_cut_off_for_a_moment(
             await nothing_held(worker.services[THREADED])
 
 
-@EVERY
+@BOTH
 async def test_a_second_delivery_begins_among_others_and_a_third_alone(stage: Stage, model: str) -> None:
     """The streams of a worker that went are many: only what may have killed two waits for its turn."""
     for attempt in (1, 2, 3):
@@ -140,3 +142,28 @@ async def test_a_second_delivery_begins_among_others_and_a_third_alone(stage: St
     assert values(responses) == [0, 1, 0, 1, *range(9)]
     assert responses[-1].flags & FINAL
     await eventually(lambda: worker.stats()[0].closed == {"isolated": 1})
+
+
+async def test_a_stream_that_killed_three_workers_is_given_up(stage: Stage) -> None:
+    """The first two ran it beside others, the third alone: that is what it has left a record of."""
+    for attempt in (1, 2):
+        worker = await stage.serve(GENERATES, drain_timeout=0.1)
+        if attempt == 1:
+            stage.send(request_of(1, 9, window=2), request_of(2, 9, window=2), model=GENERATES)
+        await eventually(lambda: len(stage.of(2)) == 2 * attempt)  # noqa: B023
+        (held,) = worker.services[GENERATES]._held._frames
+        await worker.drain()
+    delivery = held.delivery
+    key = f"{GENERATES}.{delivery.sequence}-{delivery.stored_us}"
+    earlier = [Attempt("", 0, ["r1", "r2"])] * 2
+    runs = {0: [*earlier, Attempt("worker-3", 1)], 1: earlier}
+    await stage.client.put(stage.client.names.suspects_bucket, key, msgspec.msgpack.encode(runs))
+    last = await stage.serve(GENERATES)
+    (poisoned,) = (await stage.ended(1))[-1:]
+    assert poisoned.error is not None
+    assert poisoned.error.reason == "poisoned"
+    stage.taken(2, 9, GENERATES)
+    assert values((await stage.ended(2))[4:]) == list(range(9))
+    await nothing_held(last.services[GENERATES])
+    (letter,) = await stage.client.letters(GENERATES)
+    assert letter

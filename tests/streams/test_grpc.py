@@ -27,7 +27,7 @@ from tests.helpers.waiting import PATIENCE, eventually
 from tests.streams.conftest import MakeFleet
 from tests.streams.models import COUNTS, GENERATES, ONE, REPEAT, SQUARE, THREADED, lines
 
-EVERY = pytest.mark.parametrize("model", [COUNTS, THREADED, GENERATES])
+BOTH = pytest.mark.parametrize("model", [COUNTS, GENERATES])
 
 
 def repeat(*values: int, delay: int = 0) -> list[triton.InferInput]:
@@ -166,7 +166,7 @@ async def test_the_asyncio_client(make_fleet: MakeFleet) -> None:
         assert seen == {"a": [4, 2, 0], "b": [7]}
 
 
-@EVERY
+@BOTH
 async def test_no_responses(make_fleet: MakeFleet, model: str) -> None:
     async with make_fleet(model) as fleet:
         silent = count(0, "2", model, **{EMPTY_FINAL: False})
@@ -186,7 +186,7 @@ async def test_models_that_give_one_response_are_answered_in_order(make_fleet: M
             assert [answer for answer in seen if answer[0] == str(i)] == [(str(i), i, False)] * i + end
 
 
-@EVERY
+@BOTH
 async def test_an_error_after_three_responses_ends_its_request_alone(
     make_fleet: MakeFleet, model: str
 ) -> None:
@@ -201,7 +201,7 @@ async def test_an_error_after_three_responses_ends_its_request_alone(
         assert (caught.value.code(), caught.value.details()) == (code, "enough")
 
 
-@EVERY
+@BOTH
 async def test_a_deadline_in_the_middle(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
     gate = tmp_path / "gate"
     async with make_fleet(model) as fleet:
@@ -212,7 +212,7 @@ async def test_a_deadline_in_the_middle(make_fleet: MakeFleet, tmp_path: Path, m
         await eventually(lambda: not fleet.workers[0].services[model]._streams, "the model has stopped")
 
 
-@EVERY
+@BOTH
 async def test_a_caller_that_has_gone_stops_the_model(
     make_fleet: MakeFleet, tmp_path: Path, model: str
 ) -> None:
@@ -226,7 +226,7 @@ async def test_a_caller_that_has_gone_stops_the_model(
         await eventually(lambda: not fleet.workers[0].services[model]._streams)
 
 
-@EVERY
+@BOTH
 async def test_a_slow_reader_pauses_the_model(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
     """HTTP/2 and grpcio buffer some; the model gives the window more than that, and then waits."""
     journal = tmp_path / "journal"

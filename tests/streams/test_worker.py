@@ -79,10 +79,8 @@ async def test_an_exception_after_three_responses(stage: Stage, model: str) -> N
     assert len(stage.responses) == 4
 
 
-@EVERY
+@BLOCKING
 async def test_a_request_that_is_let_go_of_fails(stage: Stage, model: str) -> None:
-    if model == GENERATES:
-        pytest.skip("an iterator ends")
     worker = await stage.serve(model)
     stage.send(request_of(1, 2, forget=True), model=model)
     responses = await stage.ended(1)
@@ -173,7 +171,7 @@ async def test_a_deadline_ends_the_stream_and_stops_the_model(
     assert len(stage.responses) == 4
 
 
-async def test_generators_take_turns_and_new_ones_join(stage: Stage, tmp_path: Path) -> None:
+async def test_generators_take_turns_and_new_ones_join(stage: Stage) -> None:
     """One that waits for its reader does not hold up the others, nor those that come later."""
     worker = await stage.serve(GENERATES)
     stage.send(request_of(1, 9, window=1), model=GENERATES)

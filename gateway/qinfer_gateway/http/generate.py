@@ -85,6 +85,8 @@ class GenerateRoutes:
             await self._submit(call, request)
             only = await _while_connected(request, _only(call))
             return Response(await self._encoded(call, only), media_type="application/json")
+        except ClientDisconnect:
+            return _for_nobody()
         finally:
             self._front.dispatcher.abandon(call)
 
@@ -95,6 +97,9 @@ class GenerateRoutes:
             # What fails before the first response has a status of its own.
             first = await _while_connected(request, call.next())
             event = b"" if first is None or first.empty else await self._event(call, first)
+        except ClientDisconnect:
+            self._front.dispatcher.abandon(call)
+            return _for_nobody()
         except BaseException:
             self._front.dispatcher.abandon(call)
             raise
@@ -208,6 +213,10 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._routes.left(self._call)
+
+
+def _for_nobody() -> Response:
+    return Response(status_code=Cancelled.http_status)
 
 
 def _as_event(data: bytes) -> bytes:
