@@ -81,7 +81,7 @@ def test_commands_have_the_options_they_are_given(page: Path) -> None:
     "name",
     [
         *("docs/cli.md", "docs/http-grpc.md", "docs/architecture.md", "docs/batching.md"),
-        *("docs/idempotency.md", "docs/large-tensors.md"),
+        *("docs/idempotency.md", "docs/large-tensors.md", "docs/scoring.md"),
     ],
 )
 def test_options_that_are_named_exist(name: str) -> None:

@@ -177,3 +177,20 @@ async def test_over_the_broker_to_the_workers(
         await _score(way, vectors, target, Settings(), call, as_json=True)
         assert made.front.dispatcher.in_flight == {}
     np.testing.assert_array_equal(np.load(target), 2 * np.load(vectors))
+
+
+def test_a_batch_job_is_submitted(scorer: System, vectors: Path) -> None:
+    data = scorer.repository.parent / "data"
+    (data / "in.npy").write_bytes(vectors.read_bytes())
+    arguments = ["data/in.npy", "data/no.csv", "--model=picky", "--batch"]
+    assert "data/none.npy: cannot be read" in score(scorer, "data/none.npy", *arguments[1:]).output
+    (data / "no.csv").touch()
+    assert "is there already" in score(scorer, *arguments).output
+    full = [*arguments, "--restart", "--json", "--map=x=data", "--on-error=skip"]
+    result = score(scorer, *full)
+    while "no jobs at the moment" in result.output:  # jobs begin a moment after the gateway
+        result = score(scorer, *full)
+    assert result.exit_code == 0, result.output
+    job = json.loads(result.stdout)
+    assert (job["model_name"], job["status_url"]) == ("picky", f"/v2/jobs/{job['id']}")
+    assert score(scorer, *arguments, "--dry-run").exit_code == 2

@@ -58,6 +58,7 @@ Examples:
   qinfer score reviews.jsonl labels.jsonl --model sentiment --map input=text --on-error record
   qinfer score photos/ labels.csv --model classify --keep file --map-output label=probabilities
   qinfer score reviews.jsonl labels.jsonl --model sentiment --dry-run
+  qinfer score data/reviews.jsonl data/labels.jsonl --model sentiment --batch
 
 \b
 Formats, by suffix (docs/scoring.md):
@@ -141,6 +142,12 @@ Exit status:
 )
 @click.option("--priority", type=click.IntRange(0), default=0, help="Of the requests; 1 is the highest.")
 @click.option("--restart", is_flag=True, help="Forget what was done before, and replace OUTPUT.")
+@click.option(
+    "--batch",
+    is_flag=True,
+    help="Have the server do it, as a batch job: INPUT and OUTPUT are references, NAME/path, below its "
+    "--batch-root.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the mapping with the first row, and ask nothing.")
 @url_option
 @nats_option(required=False)
@@ -162,6 +169,7 @@ def score(
     patience: float,
     priority: int,
     restart: bool,
+    batch: bool,
     dry_run: bool,
     url: str,
     nats: str | None,
@@ -193,6 +201,24 @@ def score(
         patience=patience,
         restart=restart,
     )
+    if batch:
+        if dry_run:
+            raise click.UsageError(
+                "--batch and --dry-run exclude each other: the server checks what it accepts"
+            )
+        from qinfer.cli.batch import submit_batch
+
+        submit_batch(
+            url,
+            str(source),
+            str(target),
+            settings,
+            model=model,
+            version=version,
+            replace=restart,
+            as_json=as_json,
+        )
+        return
     if nats and prefers_broker():
         way = _Way(nats, {"namespace": namespace, "name": "qinfer score"})
     else:

@@ -74,6 +74,10 @@ class V2Client:
         """Have the workers forget a model."""
         self._change(model, "unload", {})
 
+    def submit(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Have a job accepted; returns it."""
+        return dict(self._json("POST", "/v2/jobs", json.dumps(job).encode()))
+
     def _change(self, model: str, action: str, parameters: Mapping[str, Any]) -> None:
         body = json.dumps({"parameters": parameters}).encode()
         self._call("POST", f"/v2/repository/models/{quote(model, safe='')}/{action}", body)
