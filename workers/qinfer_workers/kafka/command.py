@@ -11,6 +11,16 @@ import click
 from qinfer.cli.options import CONTEXT, logging_options, metrics_options
 
 
+def _show_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import msgspec
+
+        from qinfer_workers.kafka.settings import json_schema
+
+        click.echo(msgspec.json.format(msgspec.json.encode(json_schema())))
+        context.exit()
+
+
 @click.command(
     "kafka-score",
     context_settings=CONTEXT,
@@ -26,6 +36,14 @@ docs/kafka.md describes the file.""",
 )
 @click.argument("pipeline", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--check", is_flag=True, help="Only look whether the file is right; nothing is connected to.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_schema,
+    help="Print the JSON Schema of the file.",
+)
 @metrics_options
 @logging_options
 def kafka_score(
