@@ -1,4 +1,4 @@
-"""What the page on Kafka says: its pipelines are read, its record becomes what it says, no field is missing."""
+"""The page on Kafka: its pipelines are read, its record becomes what it says, no field is missing."""
 
 from __future__ import annotations
 
