@@ -18,8 +18,9 @@ from qinfer.lifecycle import cancelled
 from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.kafka.clients import as_error
 from qinfer_workers.kafka.contract import Pipeline
+from qinfer_workers.kafka.leftovers import Leftovers
 from qinfer_workers.kafka.scoring import Scorer
-from qinfer_workers.kafka.session import Leftovers, Session
+from qinfer_workers.kafka.session import Session
 from qinfer_workers.kafka.spans import RecordSpans
 from qinfer_workers.kafka.stages import Stages
 from qinfer_workers.kafka.stats import PipelineStats
@@ -83,7 +84,7 @@ class Engine:
         """Work until `stopping`, then finish what is in flight.
 
         Raises:
-            SetupError: a topic, a model or the configuration is not as it should be, or another program locked
+            SetupError: a topic, a model or the configuration is not as it should be; another program locked
                 the scorer out again and again.
             ModelFailed: a record cannot be scored, and there is no topic for dead letters.
             Unavailable: the brokers, the fleet or the schema registry do not answer at the start.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from qinfer_workers.kafka.clients import BATCH_BYTES, max_poll_interval, new_con
 from qinfer_workers.kafka.contract import Pipeline
 from qinfer_workers.kafka.group import Group, Part
 from qinfer_workers.kafka.lane import Lane
+from qinfer_workers.kafka.leftovers import Leftovers
 from qinfer_workers.kafka.sinks import PlainSink, Sink, TransactionalSink
 from qinfer_workers.kafka.stages import Stages
 from qinfer_workers.kafka.stats import PipelineStats, Progress
@@ -34,7 +35,6 @@ _GROUPS = 4  # scored at the same time: one decoded, one or two computed, one en
 _IDLE_POLL = 0.5  # seconds a poll without anything in hand waits
 _NOBODY = TopicPartition("", -1)
 _POLL_SHARE = 10  # polls within the longest interval that is allowed
-_CLOSE_TIMEOUT = 10.0
 
 
 class Session:
@@ -349,40 +349,6 @@ class Session:
                 end = self._consumer.highwater(source)
             progress[source.topic, source.partition] = Progress(lane.committed, end, lane.in_flight)
         return progress
-
-
-class Leftovers:
-    """Closes clients whose brokers may be away, without waiting for them for ever.
-
-    A client that has something to send ends when that is sent or refused. No session begins before the
-    clients of the last one have ended, so there are never more of them than one session has.
-    """
-
-    def __init__(self) -> None:
-        self._closing: set[asyncio.Task[None]] = set()
-
-    async def close(self, closing: Coroutine[Any, Any, None]) -> None:
-        """Close a client, in the background after some seconds."""
-        task = asyncio.create_task(_quietly(closing), name="kafka close")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        await asyncio.wait({task}, timeout=_CLOSE_TIMEOUT)
-
-    async def ended(self) -> None:
-        """Return when all clients are closed."""
-        while self._closing:
-            await asyncio.wait(self._closing)
-
-    async def abandon(self) -> None:
-        """Wait no longer."""
-        await cancelled(*self._closing)
-
-
-async def _quietly(closing: Awaitable[None]) -> None:
-    try:
-        await closing
-    except Exception as error:  # noqa: BLE001 (whatever it is, the client is of no use any more)
-        logger.info("a Kafka client did not close in good order: %r", error)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
