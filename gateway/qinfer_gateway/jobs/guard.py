@@ -35,7 +35,10 @@ _LONGEST_HOST = 253
 # Addresses of IPv6 that stand for one of IPv4: mapped, translated (RFC 6052), compatible.
 _EMBEDDING = tuple(IPv6Network(text) for text in ("::ffff:0:0/96", "64:ff9b::/96", "::/96"))
 # What Python's tables take for global, and is not.
-_LOCAL = tuple(IPv6Network(text) for text in ("fec0::/10", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+_LOCAL = tuple(
+    ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "fec0::/10", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+)
 
 
 class Guard:
@@ -138,7 +141,7 @@ def is_public(address: Address) -> bool:
     plain = _embedded(address)
     if plain is not None:
         return is_public(plain)
-    if isinstance(address, IPv6Address) and any(address in network for network in _LOCAL):
+    if any(address in network for network in _LOCAL):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
