@@ -13,6 +13,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from qinfer.client.base import ModelInfo
+from qinfer.telemetry.tracing import Tracing
 from qinfer_workers.kafka.contract import (
     BadRecord,
     Client,
@@ -165,10 +166,12 @@ def new_scorer(pipeline: TestPipeline) -> LocalScorer:
 
 
 @asynccontextmanager
-async def running(pipeline: TestPipeline) -> AsyncIterator[tuple[Engine, PipelineStats]]:
+async def running(
+    pipeline: TestPipeline, tracing: Tracing | None = None
+) -> AsyncIterator[tuple[Engine, PipelineStats]]:
     """An engine in this process, which has its partitions; stopped in good order at the end."""
     stats = PipelineStats()
-    engine = Engine(pipeline, new_scorer(pipeline), stats)
+    engine = Engine(pipeline, new_scorer(pipeline), stats, tracing)
     stopping = asyncio.Event()
     # In a group, so that an engine that ends with an error ends the test.
     async with asyncio.TaskGroup() as tasks:
@@ -183,9 +186,9 @@ async def running(pipeline: TestPipeline) -> AsyncIterator[tuple[Engine, Pipelin
 
 
 @asynccontextmanager
-async def producer(bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
+async def producer(bootstrap: str, compression: str | None = None) -> AsyncIterator[AIOKafkaProducer]:
     """Writes what is to be scored."""
-    sender = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    sender = AIOKafkaProducer(bootstrap_servers=bootstrap, compression_type=compression)
     await sender.start()
     try:
         yield sender

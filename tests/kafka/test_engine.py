@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qinfer_workers.kafka.contract import Delivery
+from qinfer_workers.kafka.contract import Client, Delivery
 from tests.kafka.support import POISON, doubled, new_pipeline, producer, read, row, running
 
 DELIVERIES = pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
@@ -38,6 +38,19 @@ async def test_every_record_is_scored_in_order(kafka: str, doubling: Path, deliv
         assert record.value == doubled(row(number))
         assert record.timestamp == 1_700_000_000_000 + number
         assert list(record.headers) == [("trace", b"%d" % number), ("trace", b"again")]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_records(kafka: str, doubling: Path, compression: str) -> None:
+    client = Client(bootstrap=kafka, session_timeout=3.0, producer={"compression_type": compression})
+    pipeline = await new_pipeline(kafka, doubling, partitions=1, client=client)
+    async with producer(kafka, compression) as sender:
+        for number in range(50):
+            await sender.send(pipeline.topics.sources[0], row(number), key=b"%d" % number)
+        await sender.flush()
+    async with running(pipeline):
+        found = await read(kafka, pipeline.topics.output, 50)
+    assert [record.value for record in found] == [doubled(row(number)) for number in range(50)]
 
 
 @DELIVERIES

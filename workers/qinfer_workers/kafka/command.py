@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qinfer.cli.options import CONTEXT, logging_options, metrics_options
+from qinfer.cli.options import CONTEXT, logging_options, metrics_options, namespace_option
 
 
 def _show_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -44,11 +44,10 @@ docs/kafka.md describes the file.""",
     callback=_show_schema,
     help="Print the JSON Schema of the file.",
 )
+@namespace_option
 @metrics_options
 @logging_options
-def kafka_score(
-    pipeline: Path, check: bool, log_level: str, log_format: Any, metrics_host: str, metrics_port: int
-) -> None:
+def kafka_score(pipeline: Path, check: bool, log_level: str, log_format: Any, **given: Any) -> None:
     """Score a Kafka topic: read records, have models score them, write the results."""
     from qinfer_workers.kafka.clients import require
     from qinfer_workers.kafka.pipeline import read
@@ -64,4 +63,4 @@ def kafka_score(
     from qinfer_workers.kafka.server import ScorerOptions, serve
 
     configure_logging(role="kafka-score", instance=str(os.getpid()), level=log_level, log_format=log_format)
-    uvloop.run(serve(loaded, ScorerOptions(metrics_host=metrics_host, metrics_port=metrics_port)))
+    uvloop.run(serve(loaded, ScorerOptions(**given)))

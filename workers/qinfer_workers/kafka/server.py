@@ -44,10 +44,12 @@ class ScorerOptions:
     Attributes:
         metrics_host, metrics_port: address of `/metrics`, `/health/live` and `/health/ready`; port -1 for
             none.
+        namespace: of the fleet, where one scores.
     """
 
     metrics_host: str = "127.0.0.1"
     metrics_port: int = -1
+    namespace: str = "default"
 
 
 async def serve(pipeline: Pipeline, options: ScorerOptions) -> None:
@@ -64,7 +66,7 @@ async def serve(pipeline: Pipeline, options: ScorerOptions) -> None:
         tracing = tracing_from_env("kafka-score", instance=f"{socket.gethostname()}-{os.getpid()}")
         if tracing is not None:
             stack.push_async_callback(asyncio.to_thread, tracing.close)
-        scorer, models = _scorer(pipeline)
+        scorer, models = _scorer(pipeline, options.namespace)
         engine = Engine(pipeline, scorer, stats, tracing)
         if options.metrics_port >= 0:
             registry = new_registry(
@@ -94,7 +96,7 @@ def health_routes(engine: Engine) -> Sequence[Route]:
     return [Route("/health/live", live), Route("/health/ready", ready)]
 
 
-def _scorer(pipeline: Pipeline) -> tuple[Scorer, Callable[[], Sequence[ModelStats]]]:
+def _scorer(pipeline: Pipeline, namespace: str) -> tuple[Scorer, Callable[[], Sequence[ModelStats]]]:
     """What scores, and the counters of its models."""
     if not pipeline.fleet:
         local = LocalScorer(
@@ -103,7 +105,7 @@ def _scorer(pipeline: Pipeline) -> tuple[Scorer, Callable[[], Sequence[ModelStat
         return local, local.stats
     from qinfer.client import connect
 
-    client = connect(pipeline.fleet)
+    client = connect(pipeline.fleet, namespace=namespace)
     return FleetScorer(client, pipeline.models, timeout=pipeline.limits.score_timeout), list
 
 
