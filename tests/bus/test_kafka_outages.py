@@ -29,6 +29,7 @@ async def test_work_goes_on_after_the_broker_was_killed(
     cluster: KafkaCluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qinfer.bus.kafka.connection.LOOK", 0.1)
+    monkeypatch.setattr("qinfer.bus.kafka.connection.SILENCE", 0.5)
     url = f"kafka://{cluster.bootstrap}?partitions=2&reply_partitions=1&session_ms=1000"
     worker, gateway = connect(url, namespace=namespace), connect(url, namespace=namespace)
     await worker.start()

@@ -55,3 +55,20 @@ async def test_a_killed_worker_loses_nothing(
         assert await asyncio.gather(*asked) == list(range(100))
         assert began(journal) - {victim}, "another worker ran it"
         assert sorted(worker.returncode is None for worker in workers) == [False, True]
+
+
+async def test_large_tensors_and_keys(url: str, namespace: str, served_repository: Path) -> None:
+    count = 150_000  # more than a message holds
+    values = list(range(count))
+    async with fleet(url, namespace, served_repository) as running:
+        worker = await running.add_worker(MODEL)
+        async with http.connect(running.port) as connection:
+            large = infer(MODEL, {"inputs": [tensor(values, "INT64", [1, count])]})
+            answer = await connection.ask(large)
+            assert answer.outputs() == {"y": values}
+            small = {"inputs": [tensor([7], "INT64", [1, 1])]}
+            keyed = infer(MODEL, small, "Idempotency-Key: once")
+            answers = [await connection.ask(keyed) for _ in range(3)]
+            assert [answer.outputs() for answer in answers] == [{"y": [7]}] * 3
+        (stats,) = worker.stats()
+        assert stats.executions == 2, "the key's request was run once"

@@ -1,6 +1,6 @@
 """The bus: durable queues of request frames, reply inboxes, questions to the fleet, the registry.
 
-One package per implementation, all of the same inner shape: `memory` (in this process) and `nats`.
+One package per implementation, all of the same inner shape: `memory` (in this process), `nats` and `kafka`.
 """
 
 from qinfer.bus.base import Bus, Consumer, Delivery, Letter, QueueSpec, Watcher

@@ -27,7 +27,11 @@ ANSWER_TIMEOUT = 5.0
 LOOK = 0.5
 """Seconds between two looks whether anybody answers."""
 
-_SILENT_LOOKS = 6  # well below the time after which workers count as dead (`WORKER_LIFETIME`)
+SILENCE = 3.0
+"""Seconds without an answer after which the cluster counts as gone: well below `WORKER_LIFETIME`."""
+
+_PROBE = 1.5  # seconds in which a look has to be answered
+_FAILED_LOOKS = 2  # at least: a process that was stopped itself must not take that for others' silence
 _RETRY_WAIT = 0.25
 _CLOSE_TIMEOUT = 5.0
 _REQUEST_TIMEOUT_MS = 10_000
@@ -194,16 +198,21 @@ class Connection:
             raise BusUnavailable("the connection to the broker is down", retry_after=1.0)
 
     async def _keep_watch(self) -> None:
-        silent = 0
+        loop = asyncio.get_running_loop()
+        failed, heard = 0, loop.time()
         while True:
             await asyncio.sleep(LOOK)
-            silent = 0 if await self._answers() else silent + 1
-            if silent >= _SILENT_LOOKS and self.connected:
+            if await self._answers():
+                failed, heard = 0, loop.time()
+            else:
+                failed += 1
+            silent = loop.time() - heard
+            if self.connected and failed >= _FAILED_LOOKS and silent >= SILENCE:
                 self.connected = False
-                logger.warning("no Kafka broker has answered for %.0f s", silent * LOOK)
+                logger.warning("no Kafka broker has answered for %.0f s", silent)
                 for handler in self._disconnect_handlers:
                     handler()
-            elif not silent and not self.connected:
+            elif not failed and not self.connected:
                 self.connected = True
                 logger.info("connected to the broker again")
                 for handler in self._reconnect_handlers:
@@ -211,7 +220,7 @@ class Connection:
 
     async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(LOOK):
+            async with asyncio.timeout(_PROBE):
                 await self._admin.find_coordinator(self._name)
         except self._kafka.errors.BrokerResponseError as error:
             return not isinstance(error, self._kafka.errors.RequestTimedOutError)  # else a broker said so
