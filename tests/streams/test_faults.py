@@ -88,9 +88,12 @@ async def test_a_worker_that_is_cut_off_for_a_moment(
         worker = await running.add_worker(model, nats=through, ack_wait=1.0)
         async with stream_to(running, count(TOTAL, "1", model, stop_at=20, gate=str(gate))) as stream:
             seen = await first_of(stream, 20)
+            link.stall(down=False)  # what the worker sends gets nowhere from now on
+            gate.touch()
+            (open_,) = list(worker.services[model]._streams._open)
+            await eventually(lambda: open_.waits, "the window is used up, and lost on its way")
             link.cut()
             await eventually(lambda: not worker._bus.connected, "the worker knows")
-            gate.touch()
             link.restore()
             assert seen + await rest_of(stream) == list(range(TOTAL))
         await nothing_held(worker.services[model])

@@ -124,7 +124,8 @@ async def test_without_a_window_little_waits_in_the_worker(
     streams = worker.services[model]._streams
     monkeypatch.setattr(streams._replies, "stream", lambda *_: False)  # the connection takes nothing
     stage.send(request_of(1, 1000, journal=str(journal)), model=model)
-    await eventually(lambda: len(lines(journal)) >= MAX_AHEAD)
+    await eventually(lambda: streams and not any(stream.has_room() for stream in list(streams._open)))
+    assert MAX_AHEAD <= len(lines(journal)) <= MAX_AHEAD + 2
     monkeypatch.undo()
     assert values(await stage.ended(1)) == list(range(1000))
     await nothing_held(worker.services[model])
@@ -183,6 +184,20 @@ async def test_generators_take_turns_and_new_ones_join(stage: Stage) -> None:
     responses = await stage.ended(1)
     assert values(responses) == list(range(9)), responses
     await nothing_held(worker.services[GENERATES])
+
+
+@EVERY
+async def test_a_request_that_is_sent_again_takes_the_place_of_the_first(stage: Stage, model: str) -> None:
+    worker = await stage.serve(model)
+    for attempt in (0, 1):
+        request = request_of(1, 9, window=2)
+        request.attempt = attempt
+        stage.send(request, model=model)
+        await eventually(lambda: len(stage.of(1)) == 2 * (attempt + 1))  # noqa: B023
+    await eventually(lambda: len(worker.services[model]._streams) == 1, "the first has ended")
+    stage.taken(1, 9, model)
+    assert [response.attempt for response in await stage.ended(1)] == [1] * 2 + [2] * 10
+    await nothing_held(worker.services[model])
 
 
 @EVERY

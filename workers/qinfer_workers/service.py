@@ -341,6 +341,8 @@ class ModelService:
         self, served: ServedVersion, held: HeldFrame, version: str, members: dict[int, Member]
     ) -> None:
         """Let requests wait for their batch, or alone where they came before."""
+        if self._streams:
+            self._streams.sent_again(held, [member.request.id for member in members.values()])
         if not begins_among_others(held):
             self._isolation.add(Case(held, served, version, members))
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from time import perf_counter_ns
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from qinfer.errors import BusUnavailable, Cancelled, DeadlineExceeded, QInferErr
 from qinfer.message import END, FINAL, BatchInfo, CancelFrame, encode
 from qinfer.telemetry.stats import ResponseOutcome
 from qinfer_workers.answers import Answers
-from qinfer_workers.batch import Batch
+from qinfer_workers.batch import Batch, HeldFrame
 from qinfer_workers.credit import Credit
 from qinfer_workers.execution import failure
 from qinfer_workers.instance import Completion
@@ -147,7 +147,6 @@ class Streams:
         for member in batch.members:
             if not isinstance(member, StreamMember):  # made by the service
                 raise TypeError("a request for a decoupled model was not read as one")
-            self._supersede(member)
             stream = Stream(
                 member,
                 where=f"model {self._model!r}",
@@ -161,21 +160,6 @@ class Streams:
             running.open += 1
             thread.open += 1
             self._watch(opened)
-
-    def _supersede(self, member: StreamMember) -> None:
-        """End an earlier try at a request that its caller has sent again.
-
-        Not one that the broker has delivered again: its ack would be that of both.
-        """
-        frame, number = member.frame, member.request.id
-        for opened in list(self._open.values()):
-            earlier = opened.member.frame
-            if (
-                opened.member.request.id == number
-                and earlier.reply_to == frame.reply_to
-                and earlier.delivery.sequence != frame.delivery.sequence
-            ):
-                self._break_off(opened, Cancelled("the caller has sent the request again"))
 
     def _finish(self, running: _Running, completion: Completion) -> None:
         del self._running[running.batch]
@@ -296,6 +280,20 @@ class Streams:
             self._end(opened)
 
     # From the caller
+
+    def sent_again(self, held: HeldFrame, numbers: Collection[int]) -> None:
+        """A caller has sent requests: earlier tries at them end.
+
+        Not those that the broker has delivered again: their ack would be that of both.
+        """
+        for opened in list(self._open.values()):
+            earlier = opened.member.frame
+            if (
+                opened.member.request.id in numbers
+                and earlier.reply_to == held.reply_to
+                and earlier.delivery.sequence != held.delivery.sequence
+            ):
+                self._break_off(opened, Cancelled("the caller has sent the request again"))
 
     def heard(self, frame: CancelFrame) -> set[int]:
         """A caller tells which requests it wants no longer, and what it has taken of others.
