@@ -96,6 +96,22 @@ async def test_who_leaves_says_what_is_done(buses: Callable[[], Any]) -> None:
     assert {delivery.payload: delivery.attempt for delivery in again} == {b"0": 2, b"1": 2, b"3": 1, b"4": 1}
 
 
+async def test_what_is_done_last_is_said_before_the_end(buses: Callable[[], Any]) -> None:
+    first, second = await buses(), await buses()
+    await first.declare("m", SPEC)
+    inbox = Mailbox()
+    (await first.consume("m", "", inbox)).grant(10)
+    for number in range(4):
+        await first.enqueue("m", "", b"%d" % number)
+    for delivery in (await inbox.take(4))[:3]:
+        delivery.ack()
+    await first.close()
+    (await second.consume("m", "", inbox)).grant(10)
+    await second.enqueue("m", "", b"after")
+    again = await inbox.take(2)
+    assert {delivery.payload: delivery.attempt for delivery in again} == {b"3": 2, b"after": 1}
+
+
 async def test_who_closes_keeps_what_is_out_to_itself(buses: Callable[[], Any]) -> None:
     first, second = await buses(), await buses()
     await first.declare("m", SPEC)

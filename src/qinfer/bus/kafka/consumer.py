@@ -114,8 +114,6 @@ class KafkaConsumer(Consumer):
     async def abandon(self) -> None:
         """Close, and leave the group now: what is out comes to others. Idempotent."""
         self._quiet.set()
-        for share in self._shares.values():
-            share.lost = True
         await self.close()
         if self._leaving is not None:
             await asyncio.wait([self._leaving], timeout=ANSWER_TIMEOUT)
