@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _BATCHES = 2  # of jobs at most with the model
 _HELD = 8  # jobs of a lane that wait here, or are on their way
 _LOOK = 0.1  # seconds between two looks at what others want of the model
+_LONG_LOOK = 5.0
 _RETRY = 5.0  # seconds before another gateway, or this one, tries after something went wrong here
 _NO_FLIGHT = Flight()
 
@@ -174,14 +175,24 @@ class ModelJobs:
     async def _run(self) -> None:
         while True:
             self._changed.clear()
-            while self._held and await self._may_begin(self._held[0]):
-                self._begin(heapq.heappop(self._held), self._share)
-            self._pull()
             try:
-                async with asyncio.timeout(_LOOK if self._held else None):
+                await self._begin_some()
+                self._pull()
+            except Exception:
+                logger.exception("which job of %s is next is looked at once more", self.model)
+            try:
+                async with asyncio.timeout(_LOOK if self._held else _LONG_LOOK):
                     await self._changed.wait()
             except TimeoutError:
                 continue
+
+    async def _begin_some(self) -> None:
+        while self._held:
+            job = self._held[0]
+            if not await self._may_begin(job):
+                return
+            if self._held and self._held[0] is job:  # not dropped, or overtaken, meanwhile
+                self._begin(heapq.heappop(self._held), self._share)
 
     def _pull(self) -> None:
         """Have a few of each lane here; of the spare one, one."""

@@ -126,7 +126,10 @@ class MemoryBus(Bus):
         return self._connection.queues[model].clock_us()
 
     async def queued(self, model: str, version: str) -> int:
-        return self._connection.queues[model].count(version)
+        queue = self._connection.queues.get(model)
+        if queue is None:
+            raise BusUnavailable("no queue exists for this model on the broker")
+        return queue.count(version)
 
     async def backlog(self, model: str, version: str) -> Backlog:
         queue = self._connection.queues.get(model)
