@@ -158,3 +158,16 @@ def test_a_path_does_not_follow_a_document_too_far(tmp_path: Path) -> None:
     codec = codec_of("json", "json", {"name": "m", "inputs": {"x": "a[*][*][*].b"}}, folder=tmp_path)
     values = [b'{"a":[[[{"b":1}]]]}', b'{"a":[1]}', b'{"a":{"b":[]}}', b"[]"]
     assert decode(codec, *values) == dict.fromkeys(range(4), "mapping")
+
+
+def test_what_is_kept_as_it_is_has_been_looked_at(codecs: dict[str, RecordCodec]) -> None:
+    """Bytes that no input needs would otherwise go on into the output."""
+    assert decode(codecs["verbatim"], b'{"x":[1,2],"t":"\xff"}', b'{"x":[1,2],"t":"\xc3\xbc"}') == {
+        0: "malformed"
+    }
+    fine = stream(pa.table({"x": pa.array([[1, 2]], FIXED), "t": ["ab"]}))
+    offsets = (0).to_bytes(4, "little") + (2).to_bytes(4, "little")
+    assert fine.count(offsets) >= 1
+    start = fine.rindex(offsets)  # of the text; what comes before are lengths
+    beyond = fine[: start + 4] + (2**31 - 1).to_bytes(4, "little") + fine[start + 8 :]
+    assert decode(codecs["arrow"], fine, beyond, fine) == {1: "malformed"}

@@ -117,7 +117,7 @@ async def test_a_registry_that_hangs_is_given_up(fake: FakeRegistry) -> None:
         (200, b"[1]"),
         (200, b'{"schema": 5}'),
         (200, b"[" * 200_000),
-        (200, b'{"schema": "' + b"x" * (module.MAX_ANSWER + 1) + b'"}'),
+        (200, b'{"schema": "x"}' + b" " * module.MAX_ANSWER),
         (302, b""),
         (400, b"\xff"),
     ],
