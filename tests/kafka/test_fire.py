@@ -69,10 +69,13 @@ async def under_fire(cluster: kafka_cluster.KafkaCluster, pipeline: TestPipeline
             assert await second.stop() == 0
             await send(sender, source, 2 * step, 3 * step)
             await read(cluster.bootstrap, output, 2 * step + step // 4)
-            node = cluster.nodes[0]
-            node.kill()
-            cluster.spawn(node)
-            await cluster.ready(node)
+            if (
+                pipeline.delivery == "exactly-once"
+            ):  # the other one has less to fear of it, and tests take time
+                node = cluster.nodes[0]
+                node.kill()
+                cluster.spawn(node)
+                await cluster.ready(node)
             await send(sender, source, 3 * step, 4 * step)
             await read(cluster.bootstrap, output, 3 * step + step // 4)
             third.kill()
@@ -91,7 +94,7 @@ async def test_nothing_is_lost(
         doubling,
         partitions=PARTITIONS,
         delivery=delivery,
-        client=Client(bootstrap=cluster.bootstrap, session_timeout=2.0),
+        client=Client(bootstrap=cluster.bootstrap, session_timeout=1.5),
         window=Window(max_rows=32, max_delay_ms=2.0),
         limits=Limits(commit_interval_ms=50.0, commit_rows=100, max_in_flight=400),
     )
