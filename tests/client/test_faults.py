@@ -21,18 +21,21 @@ from tests.helpers.proxy import Proxy
 from tests.helpers.served_models import GATED
 from tests.helpers.system import Fleet, fleet
 from tests.helpers.waiting import PATIENCE, eventually
+from tests.streams.models import GENERATES, build
 
 LONG = 3 * PATIENCE
 
 
 @asynccontextmanager
-async def clients(running: Fleet, **options: Any) -> AsyncIterator[tuple[AsyncClient, AsyncClient]]:
+async def clients(
+    running: Fleet, *, retries: tuple[int, int] = (4, 4)
+) -> AsyncIterator[tuple[AsyncClient, AsyncClient]]:
     """One over the broker, one over HTTP."""
-    told = {"timeout": LONG, **options}
-    async with (
-        connect(running.nats, namespace=running.namespace, **told) as direct,
-        connect(f"http://127.0.0.1:{running.port}", **told) as through_gateway,
-    ):
+    direct, through_gateway = (
+        connect(running.nats, namespace=running.namespace, timeout=LONG, retries=retries[0]),
+        connect(f"http://127.0.0.1:{running.port}", timeout=LONG, retries=retries[1]),
+    )
+    async with direct, through_gateway:
         yield direct, through_gateway
 
 
@@ -47,7 +50,7 @@ async def test_a_broker_that_is_killed_costs_only_time(
             fleet(broker.url, namespace, served_repository, request_timeout=LONG)
         )
         await running.add_worker(FP32, GATED, storage="file", ack_wait=1.0)
-        both = await stack.enter_async_context(clients(running, retries=20))
+        both = await stack.enter_async_context(clients(running, retries=(0, 20)))
         waiting = [
             asyncio.create_task(client.infer(GATED, gated(gate)))
             for client, gate in zip(both, gates, strict=True)
@@ -91,13 +94,43 @@ async def test_a_worker_that_is_killed_costs_only_time(
                 assert result["y"].tolist() == [[str(os.getpid()).encode()]]
 
 
+async def test_a_worker_that_is_killed_in_the_middle_of_a_stream(
+    nats_url: str, namespace: str, tmp_path: Path
+) -> None:
+    """Another one begins anew, and nothing comes twice."""
+    gate, total = tmp_path / "gate", 200
+    options = Options(parameters={"stop_at": 100, "gate": str(gate)})
+    repository = build(tmp_path / "models")
+    async with fleet(nats_url, namespace, repository, request_timeout=LONG) as running:
+        victim = await running.add_worker_process(GENERATES, **{"ack-wait": "1"})
+        async with clients(running) as both:
+            found: tuple[list[int], list[int]] = ([], [])
+
+            async def read(client: AsyncClient, into: list[int]) -> None:
+                async for result in client.stream(GENERATES, {"n": [total]}, options):
+                    into.append(int(result["i"][0]))  # noqa: PERF401 (others look at what is there so far)
+
+            reading = [
+                asyncio.create_task(read(client, into)) for client, into in zip(both, found, strict=True)
+            ]
+            await eventually(lambda: found[0] or found[1], "a stream is in work")
+            await running.add_worker(GENERATES, ack_wait=1.0)
+            victim.kill()
+            gate.touch()
+            await asyncio.gather(*reading)
+        assert found == (list(range(total)), list(range(total)))
+
+
 async def test_a_full_queue_is_tried_again(
     nats_url: str, namespace: str, served_repository: Path, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     async with fleet(nats_url, namespace, served_repository) as running:
         await running.add_worker(GATED, max_queue_messages=1)
-        async with clients(running, retries=0) as impatient, clients(running, retries=20) as patient:
+        async with (
+            clients(running, retries=(0, 0)) as impatient,
+            clients(running, retries=(20, 20)) as patient,
+        ):
             waiting = [asyncio.create_task(patient[0].infer(GATED, gated(gate)))]
             await eventually(lambda: began(gate), "a batch is in work")
             for client in impatient:
