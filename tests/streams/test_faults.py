@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from grpc.aio import EOF
 
+from qinfer.bus import Delivery
 from qinfer.deadletter import Attempt
 from qinfer.message import FINAL
 from qinfer_workers.isolation import begins_among_others
@@ -31,6 +32,11 @@ TOTAL = 60
 async def first_of(stream: Any, number: int) -> list[int]:
     """The first values of a gRPC stream."""
     return [value for _ in range(number) for value in grpc_values(await stream.read())]
+
+
+def key_of(model: str, delivery: Delivery) -> str:
+    """Where workers leave a record of what they run alone."""
+    return f"{model}.{delivery.sequence}-{delivery.stored_us}"
 
 
 async def rest_of(stream: Any) -> list[int]:
@@ -139,6 +145,9 @@ async def test_a_second_delivery_begins_among_others_and_a_third_alone(stage: St
         assert begins_among_others(held) == (attempt < 3)
         if attempt < 3:
             await worker.drain()
+    found = await stage.client.get(stage.client.names.suspects_bucket, key_of(model, held.delivery))
+    assert found is not None
+    assert [len(runs) for runs in msgspec.msgpack.decode(found[0]).values()] == [3], "each run counts"
     stage.taken(1, 9, model)
     responses = await stage.ended(1)
     assert [response.attempt for response in responses] == [1, 1, 2, 2] + 10 * [3]
@@ -156,8 +165,7 @@ async def test_a_stream_that_killed_three_workers_is_given_up(stage: Stage) -> N
         await eventually(lambda: len(stage.of(2)) == 2 * attempt)  # noqa: B023
         (held,) = worker.services[GENERATES]._held._frames
         await worker.drain()
-    delivery = held.delivery
-    key = f"{GENERATES}.{delivery.sequence}-{delivery.stored_us}"
+    key = key_of(GENERATES, held.delivery)
     earlier = [Attempt("", 0, ["r1", "r2"])] * 2
     runs = {0: [*earlier, Attempt("worker-3", 1)], 1: earlier}
     await stage.client.put(stage.client.names.suspects_bucket, key, msgspec.msgpack.encode(runs))
