@@ -291,7 +291,7 @@ async def test_another_gateway_goes_on_where_one_died(
     namespace: str, monkeypatch: pytest.MonkeyPatch, step: str, before: bool
 ) -> None:
     monkeypatch.setattr("qinfer.jobs.lanes.ACK_WAIT", 0.2)
-    monkeypatch.setattr("qinfer_gateway.jobs.runner._BEAT", 0.05)
+    monkeypatch.setattr("qinfer_gateway.jobs.runner.BEAT", 0.05)
     bus = connect("memory://runner", namespace=namespace)
     await bus.start()
     store = JobStore(bus, JobLimits())

@@ -13,7 +13,7 @@ from collections import Counter
 from qinfer.bus import Watcher
 from qinfer.errors import QInferError
 from qinfer.jobs import JobStore
-from qinfer.jobs.lanes import ACK_WAIT, JOB_QUEUE, LaneNote, decode_note, lane_number
+from qinfer.jobs.lanes import BEAT, JOB_QUEUE, LaneNote, decode_note, lane_number
 from qinfer.lifecycle import cancelled
 from qinfer_gateway.jobs.attempt import Attempts
 from qinfer_gateway.jobs.lane import ModelJobs, Shared
@@ -22,7 +22,6 @@ from qinfer_gateway.jobs.timers import Timers
 
 logger = logging.getLogger(__name__)
 
-_BEAT = ACK_WAIT / 3
 _COUNT_BEATS = 3  # between two looks at how many jobs wait
 _RETRY = 1.0
 
@@ -115,7 +114,7 @@ class JobRunner:
         """Renew the leases, and look now and then how many jobs wait."""
         beats = 0
         while True:
-            await asyncio.sleep(_BEAT)
+            await asyncio.sleep(BEAT)
             for jobs in self._models.values():
                 jobs.alive()
             beats += 1

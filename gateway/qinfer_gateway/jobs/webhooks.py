@@ -15,7 +15,7 @@ from qinfer import __version__
 from qinfer.bus import Consumer, Delivery
 from qinfer.errors import JobNotFound, QInferError, Unsupported
 from qinfer.jobs import JobState, JobStore, transitions
-from qinfer.jobs.lanes import WEBHOOK_QUEUE
+from qinfer.jobs.lanes import BEAT, WEBHOOK_QUEUE
 from qinfer.jobs.stored import StoredJob
 from qinfer.lifecycle import cancelled
 from qinfer_gateway.http.jsondata import encode_json
@@ -69,7 +69,8 @@ class Webhooks:
         self._pauses = pauses
         self._hosts = Hosts()
         self._consumer: Consumer | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Delivery] = {}
+        self._beating: asyncio.Task[None] | None = None
 
     def check(self, url: str) -> None:
         """Refuse the webhook of a job that could not be told; "" is none.
@@ -94,22 +95,31 @@ class Webhooks:
             await self._poster.start()
             self._consumer = await self._store.bus.consume(WEBHOOK_QUEUE, "", self._take)
             self._consumer.grant(_AT_ONCE)
+            self._beating = asyncio.create_task(self._beat(), name="webhook leases")
 
     async def close(self) -> None:
         """Stop. What is under way is left to others, and may come twice. Idempotent."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await consumer.close()
-        await cancelled(*self._tasks)
+        beating, self._beating = self._beating, None
+        await cancelled(*self._tasks, *([beating] if beating is not None else []))
         await self._poster.close()
+
+    async def _beat(self) -> None:
+        """Tell the broker that what is under way here is not lost."""
+        while True:
+            await asyncio.sleep(BEAT)
+            for delivery in self._tasks.values():
+                delivery.in_progress()
 
     def _take(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._handle(delivery))
-        self._tasks.add(task)
+        self._tasks[task] = delivery
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if self._consumer is not None:
             self._consumer.grant(1)
         if not task.cancelled() and task.exception() is not None:

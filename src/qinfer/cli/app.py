@@ -23,6 +23,7 @@ _BUILT_IN = {
     "dlq": "qinfer.cli.dlq:dlq",
     "doctor": "qinfer.cli.doctor:doctor",
     "infer": "qinfer.cli.infer:infer",
+    "jobs": "qinfer.cli.jobs:jobs",
     "keys": "qinfer.cli.keys:keys",
     "models": "qinfer.cli.models:models",
     "score": "qinfer.cli.score:score",

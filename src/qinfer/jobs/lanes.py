@@ -28,7 +28,9 @@ TIMER_QUEUE = "/job-timers"
 ACK_WAIT = 5.0
 """Seconds without a sign of life after which a gateway's jobs go to another."""
 
-_PATIENT_ACK_WAIT = 30.0
+BEAT = ACK_WAIT / 3
+"""Seconds between two signs of life."""
+
 _MOST_DIGITS = 19
 _HASH_BITS = 59  # a lane's number has to be one of 63 bits
 
@@ -76,11 +78,8 @@ def lane_number(model: str, version: str, lane: int) -> str:
 
 def queues(max_jobs: int) -> dict[str, QueueSpec]:
     """How the queues of jobs are kept, by name. What they hold is small: the broker reserves nothing."""
-    return {
-        JOB_QUEUE: QueueSpec(ack_wait=ACK_WAIT, max_messages=max_jobs, max_bytes=-1),
-        TIMER_QUEUE: QueueSpec(ack_wait=_PATIENT_ACK_WAIT, max_messages=max_jobs, max_bytes=-1),
-        WEBHOOK_QUEUE: QueueSpec(ack_wait=_PATIENT_ACK_WAIT, max_messages=max_jobs, max_bytes=-1),
-    }
+    spec = QueueSpec(ack_wait=ACK_WAIT, max_messages=max_jobs, max_bytes=-1)
+    return dict.fromkeys((JOB_QUEUE, TIMER_QUEUE, WEBHOOK_QUEUE), spec)
 
 
 def queue_entry(job_id: str, rows: int) -> bytes:

@@ -1,0 +1,1 @@
+"""Jobs under fire: thousands of them, while gateways, workers and the broker are killed."""
