@@ -78,7 +78,7 @@ async def test_a_worker_that_is_stopped(make_fleet: MakeFleet, tmp_path: Path, m
             await draining
 
 
-@BOTH
+@pytest.mark.parametrize("model", [GENERATES])
 async def test_a_worker_that_is_cut_off_for_a_moment(
     nats_url: str, namespace: str, streaming_repository: Path, tmp_path: Path, model: str
 ) -> None:

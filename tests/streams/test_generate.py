@@ -64,7 +64,7 @@ async def test_events(make_fleet: MakeFleet) -> None:
         await eventually(lambda: not fleet.in_flight)
 
 
-@BOTH
+@pytest.mark.parametrize("model", [GENERATES])
 async def test_no_events(make_fleet: MakeFleet, model: str) -> None:
     async with make_fleet(model) as fleet, asked(fleet, model, {"n": 0}) as answer:
         assert await events_of(answer) == []
@@ -177,7 +177,7 @@ async def test_a_failure_has_a_status_before_the_first_event_and_is_an_event_aft
             assert error["reason"] == ("model_failed" if model == GENERATES else "invalid_request")
 
 
-@BOTH
+@pytest.mark.parametrize("model", [GENERATES])
 async def test_a_deadline_in_the_middle(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
     gate = tmp_path / "gate"
     async with make_fleet(model) as fleet:
@@ -221,7 +221,7 @@ async def test_a_client_that_leaves_before_the_first_response(make_fleet: MakeFl
         await eventually(lambda: lines(journal) == ["cancelled at 0"] * 2, "both models have stopped")
 
 
-@BOTH
+@pytest.mark.parametrize("model", [GENERATES])
 async def test_a_slow_reader_pauses_the_model(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
     journal = tmp_path / "journal"
     total = 80

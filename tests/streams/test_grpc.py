@@ -166,7 +166,7 @@ async def test_the_asyncio_client(make_fleet: MakeFleet) -> None:
         assert seen == {"a": [4, 2, 0], "b": [7]}
 
 
-@BOTH
+@pytest.mark.parametrize("model", [COUNTS])
 async def test_no_responses(make_fleet: MakeFleet, model: str) -> None:
     async with make_fleet(model) as fleet:
         silent = count(0, "2", model, **{EMPTY_FINAL: False})
@@ -201,7 +201,7 @@ async def test_an_error_after_three_responses_ends_its_request_alone(
         assert (caught.value.code(), caught.value.details()) == (code, "enough")
 
 
-@BOTH
+@pytest.mark.parametrize("model", [COUNTS])
 async def test_a_deadline_in_the_middle(make_fleet: MakeFleet, tmp_path: Path, model: str) -> None:
     gate = tmp_path / "gate"
     async with make_fleet(model) as fleet:
