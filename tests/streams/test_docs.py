@@ -25,5 +25,24 @@ async def test_a_documented_model(namespace: str, tmp_path: Path, source: str) -
         await nothing_held(worker.services["documented"])
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=["sends", "yields"])
+async def test_reshape_is_between_a_model_and_its_callers(
+    namespace: str, tmp_path: Path, source: str
+) -> None:
+    plain = 'name: "i" data_type: TYPE_INT32 dims: [ 1 ]'
+    assert plain in TENSORS
+    reshaped = TENSORS.replace(
+        plain, 'name: "i" data_type: TYPE_INT32 dims: [ 1, 1 ] reshape { shape: [ 1 ] }'
+    )
+    write(tmp_path, "reshaped", reshaped, source)
+    stage = Stage(namespace, tmp_path)
+    await stage.start()
+    async with stage.stack:
+        await stage.serve("reshaped")
+        stage.send(request_of(1, 2), model="reshaped")
+        first, second, _ = await stage.ended(1)
+        assert [response.outputs[0].shape for response in (first, second)] == [[1, 1], [1, 1]]
+
+
 def test_both_ways_are_shown() -> None:
     assert ["get_response_sender" in source for source in SOURCES] == [True, False]
