@@ -22,6 +22,7 @@ from qinfer.jobs import JobOptions, JobState
 from qinfer_gateway.http import jobs
 from qinfer_gateway.http.openapi_operation import INFER, Operation
 from qinfer_gateway.http.prefer import APPLIED, LONGEST_WAIT, NUMBERS, OPTION_PREFIX, SPARE, WEBHOOK
+from qinfer_gateway.jobs.batch import BatchSpec
 from qinfer_gateway.jobs.describe import JOBS_PATH
 
 Moment: TypeAlias = Annotated[
@@ -40,7 +41,8 @@ class JobProgress(TypedDict):
     """How far a job of many rows is."""
 
     done: int
-    total: int
+    total: Annotated[int, Meta(description="An estimate where the rows are not counted beforehand.")]
+    failed: Annotated[int, Meta(description="Rows that could not be scored.")]
 
 
 class Job(TypedDict):
@@ -80,7 +82,7 @@ class JobRequest(TypedDict):
     model: str
     model_version: NotRequired[str]
     request: NotRequired[dict[str, Any]]
-    batch: NotRequired[dict[str, Any] | None]
+    batch: NotRequired[BatchSpec | None]
     priority: NotRequired[Annotated[int, Meta(ge=0)]]
     options: NotRequired[JobOptions]
     idempotency_key: NotRequired[str]
