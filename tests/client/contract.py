@@ -50,7 +50,7 @@ from tests.faults.load import began
 from tests.helpers import served_models
 from tests.helpers.served_models import AUTO, GATED, IDENTITY, MLP, PICKY, SAYS_ALL, SCALAR, VERSIONS, WHOLE
 from tests.helpers.system import Fleet
-from tests.helpers.waiting import PATIENCE, eventually
+from tests.helpers.waiting import PATIENCE, Mailbox, eventually
 from tests.streams.models import COUNTS, GENERATES, ONE, SQUARE, lines
 
 FP32 = IDENTITY["FP32"]
@@ -481,6 +481,21 @@ class ClientContract:
                 await client.submit("nothing", {"x": [[1]]})
             with pytest.raises(InvalidRequest, match="max_attempts"):
                 await client.submit(FP32, {"x": [[1]]}, job=JobOptions(max_attempts=1000))
+
+    async def test_what_a_job_failed_with_is_not_asked_for_again(
+        self, running: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Although trying again would be safe, were it the question that failed."""
+        gate = tmp_path / "gate"
+        async with self.connect(running) as client:
+            asked = Mailbox()
+            monkeypatch.setattr(client, "_pause", asked)
+            job = JobOptions(timeout=0.2, max_attempts=1)
+            record = await client.submit(GATED, gated(gate), job=job)
+            with pytest.raises(DeadlineExceeded):
+                await client.result(record.id)
+            gate.touch()
+            assert asked.items == []
 
     async def test_a_job_with_a_key_is_one_job(self, running: Fleet, tmp_path: Path) -> None:
         options = Options(idempotency_key=str(tmp_path))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from qinfer.client.base import AsyncClient, Inputs, ModelInfo, Options, Result
 from qinfer.client.limits import Gate, Tries
@@ -20,6 +20,9 @@ from qinfer.jobs import JobOptions, JobRecord
 from qinfer.message import Request, Tensor
 from qinfer.signature import Signature
 
+T = TypeVar("T")
+
+_FOREVER = 1e9  # seconds; more have no place in a deadline
 _RESERVED = ("timeout", "priority", "binary_data_output")
 """Parameters that HTTP requests have for what are options here."""
 
@@ -34,7 +37,7 @@ class Settings:
     when_full: Literal["wait", "raise"] = "wait"
 
     def __post_init__(self) -> None:
-        if not self.timeout > 0:
+        if not 0 < self.timeout < _FOREVER:
             raise SetupError(f"timeout: found {self.timeout!r}; expected seconds above 0")
         if self.retries < 0 or self.max_in_flight < 1:
             raise SetupError(
@@ -126,19 +129,33 @@ class Transport(AsyncClient):
     async def _submit(self, question: Question, job: JobOptions) -> JobRecord:
         """Try once to submit a job."""
 
+    @abstractmethod
+    async def _job(self, job_id: str, give_up: float) -> JobRecord:
+        """A job at its end, or as it is then, of `time.monotonic`."""
+
+    @abstractmethod
+    async def _result(self, job_id: str, give_up: float) -> Result | QInferError:
+        """A job's answer, or what it failed with; raises `DeadlineExceeded` where it has not ended."""
+
+    @abstractmethod
+    async def _cancel(self, job_id: str) -> JobRecord:
+        """Try once to cancel a job."""
+
+    @abstractmethod
+    async def _list(self) -> list[ModelInfo]:
+        """Try once to list the models."""
+
+    @abstractmethod
+    async def _look(self, name: str, version: str) -> ModelInfo:
+        """Try once to look at a model."""
+
     # What is the same on every way
 
     async def infer(self, model: str, inputs: Inputs, options: Options = Options()) -> Result:  # noqa: B008
         question = self._question(model, inputs, options)
-        tries = self._tries(question)
         await self._gate.enter(question.deadline)
         try:
-            while True:
-                try:
-                    return await self._ask(question)
-                except QInferError as error:
-                    pause = self._pause(tries, error)
-                await asyncio.sleep(pause)
+            return await self._retried(self._tries(question), lambda: self._ask(question))
         finally:
             self._gate.leave()
 
@@ -178,10 +195,44 @@ class Transport(AsyncClient):
         job: JobOptions = JobOptions(),  # noqa: B008
     ) -> JobRecord:
         question = self._question(model, inputs, options)
-        tries = self._tries(question)
+        await self._gate.enter(question.deadline)
+        try:
+            return await self._retried(self._tries(question), lambda: self._submit(question, job))
+        finally:
+            self._gate.leave()
+
+    async def job(self, job_id: str, *, wait: float = 0.0) -> JobRecord:
+        give_up = monotonic() + wait
+        return await self._looked_up(give_up, lambda: self._job(job_id, give_up))
+
+    async def result(self, job_id: str, *, timeout: float | None = None) -> Result:
+        give_up = monotonic() + (self.settings.timeout if timeout is None else timeout)
+        found = await self._looked_up(give_up, lambda: self._result(job_id, give_up), extra=0.0)
+        if isinstance(found, QInferError):  # asking again would not change it
+            raise found
+        return found
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        return await self._looked_up(monotonic(), lambda: self._cancel(job_id))
+
+    async def models(self) -> list[ModelInfo]:
+        return await self._looked_up(monotonic(), self._list)
+
+    async def model(self, name: str, version: str = "") -> ModelInfo:
+        return await self._looked_up(monotonic(), lambda: self._look(name, version))
+
+    async def _looked_up(
+        self, give_up: float, ask: Callable[[], Awaitable[T]], *, extra: float | None = None
+    ) -> T:
+        """Do what may be done any number of times; again for as long as the client's timeout, or `extra`."""
+        self._check_open()
+        deadline = give_up + (self.settings.timeout if extra is None else extra)
+        return await self._retried(Tries(self.settings.retries, deadline, once=True), ask)
+
+    async def _retried(self, tries: Tries, ask: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                return await self._submit(question, job)
+                return await ask()
             except QInferError as error:
                 pause = self._pause(tries, error)
             await asyncio.sleep(pause)
@@ -189,7 +240,7 @@ class Transport(AsyncClient):
     def _question(self, model: str, inputs: Inputs, options: Options) -> Question:
         self._check_open()
         timeout = self.settings.timeout if options.timeout is None else options.timeout
-        if not timeout > 0:
+        if not 0 < timeout < _FOREVER:
             raise InvalidRequest(f"Options.timeout: found {timeout!r}; expected seconds above 0")
         if options.idempotency_key:
             check_key(options.idempotency_key)

@@ -15,7 +15,7 @@ from qinfer.client.http.session import Session
 from qinfer.client.http.streams import Streams
 from qinfer.client.http.wire import infer_body, model_path, read_answer
 from qinfer.client.transport import Question, Settings, Transport
-from qinfer.errors import InvalidRequest, SetupError
+from qinfer.errors import InvalidRequest, QInferError, SetupError
 from qinfer.headers import JSON_LENGTH, KEY
 from qinfer.jobs import JobOptions, JobRecord
 from qinfer.message import Request
@@ -56,7 +56,7 @@ class HttpClient(Transport):
         try:
             await self._session.call("GET", "/v2/health/live", deadline=monotonic() + _QUICK, check=False)
         except BaseException:
-            await self._session.close()
+            await self.close()
             raise
         self._state = "open"
 
@@ -105,16 +105,13 @@ class HttpClient(Transport):
         request = question.request(target.info, target.signature)
         return await self._jobs.submit(question, request, job, _headers(question))
 
-    async def job(self, job_id: str, *, wait: float = 0.0) -> JobRecord:
-        self._check_open()
-        return await self._jobs.get(job_id, wait)
+    async def _job(self, job_id: str, give_up: float) -> JobRecord:
+        return await self._jobs.get(job_id, give_up)
 
-    async def result(self, job_id: str, *, timeout: float | None = None) -> Result:
-        self._check_open()
-        return await self._jobs.result(job_id, self.settings.timeout if timeout is None else timeout)
+    async def _result(self, job_id: str, give_up: float) -> Result | QInferError:
+        return await self._jobs.result(job_id, give_up)
 
-    async def cancel(self, job_id: str) -> JobRecord:
-        self._check_open()
+    async def _cancel(self, job_id: str) -> JobRecord:
         return await self._jobs.cancel(job_id)
 
     # Models
@@ -126,12 +123,10 @@ class HttpClient(Transport):
         )
         return reply.status == HTTPStatus.OK
 
-    async def models(self) -> list[ModelInfo]:
-        self._check_open()
+    async def _list(self) -> list[ModelInfo]:
         return await self._models.all(monotonic() + self.settings.timeout)
 
-    async def model(self, name: str, version: str = "") -> ModelInfo:
-        self._check_open()
+    async def _look(self, name: str, version: str) -> ModelInfo:
         return await self._models.info(name, version, monotonic() + self.settings.timeout)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from qinfer.client.base import Result
 from qinfer.client.http.session import Session
-from qinfer.client.http.wire import infer_body, model_path, read_answer, read_json
+from qinfer.client.http.wire import infer_body, model_path, read_answer, read_error, read_json
 from qinfer.client.transport import Question
-from qinfer.errors import DeadlineExceeded, InternalError, JobNotFound
+from qinfer.errors import DeadlineExceeded, InternalError, JobNotFound, QInferError, Retry
 from qinfer.headers import JSON_LENGTH
 from qinfer.jobs import JobOptions, JobRecord, JobState, Progress
 from qinfer.jobs.ids import is_id
@@ -57,13 +57,12 @@ class HttpJobs:
             )
         return _record(read_json(reply.raw))
 
-    async def get(self, job_id: str, wait: float) -> JobRecord:
-        """How a job is doing, at its end or after `wait` seconds.
+    async def get(self, job_id: str, give_up: float) -> JobRecord:
+        """A job at its end, or as it is then, of `time.monotonic`.
 
         Raises:
             JobNotFound: there is no such job.
         """
-        give_up = monotonic() + wait
         while True:
             left = max(0.0, give_up - monotonic())
             poll = min(left, _LONG_POLL)
@@ -75,14 +74,13 @@ class HttpJobs:
             if record.ended_us or left <= _LONG_POLL:
                 return record
 
-    async def result(self, job_id: str, timeout: float) -> Result:
-        """A job's answer.
+    async def result(self, job_id: str, give_up: float) -> Result | QInferError:
+        """A job's answer, or why it failed.
 
         Raises:
-            DeadlineExceeded: it has not ended in that time.
-            QInferError: why it failed.
+            DeadlineExceeded: it has not ended by then.
+            QInferError: it is not known.
         """
-        give_up = monotonic() + timeout
         while True:
             left = max(0.0, give_up - monotonic())
             poll = min(left, _LONG_POLL)
@@ -91,12 +89,18 @@ class HttpJobs:
                 f"{_path(job_id)}/result?wait={poll:.3f}",
                 deadline=monotonic() + poll + _QUICK,
                 headers={"Accept": "application/octet-stream"},
+                check=False,
             )
             if reply.status == HTTPStatus.OK:
                 return read_answer(reply.raw, reply.headers.get(JSON_LENGTH))
+            if reply.status != HTTPStatus.ACCEPTED:
+                error = read_error(reply.status, reply.headers, reply.raw)
+                if error.retry is Retry.NEVER or (await self.get(job_id, 0.0)).state is JobState.FAILED:
+                    return error
+                raise error  # of the server, not of the job
             if left <= _LONG_POLL:
                 state = _record(read_json(reply.raw)).state.value
-                raise DeadlineExceeded(f"job {job_id} is {state} after {timeout:g} s")
+                raise DeadlineExceeded(f"job {job_id} is {state}; its result was not waited for longer")
 
     async def cancel(self, job_id: str) -> JobRecord:
         """Have a job not run, or stopped."""

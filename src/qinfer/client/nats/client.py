@@ -16,7 +16,7 @@ from qinfer.client.nats.keyed import Keyed
 from qinfer.client.nats.models import Models, Target
 from qinfer.client.nats.streams import Responses, Streams
 from qinfer.client.transport import Question, Settings, Transport
-from qinfer.errors import SetupError
+from qinfer.errors import QInferError, SetupError
 from qinfer.idempotency import name_of
 from qinfer.jobs import JobOptions, JobRecord
 from qinfer.message import Request, Response, ResponseFrame
@@ -41,8 +41,8 @@ class NatsClient(Transport):
     async def start(self) -> None:
         if self._state != "new":
             raise SetupError(f"this client is {self._state}; expected a new one")
-        await self._bus.start()
         try:
+            await self._bus.start()
             claims = Claims(self._bus, max_bytes=self._max_claim_bytes, limit="max_claim_bytes")
             self._exchange = Exchange(self._bus, claims, patience=_PATIENCE)
             self._inference = Inference(self._bus, self._exchange, claims)
@@ -52,6 +52,7 @@ class NatsClient(Transport):
             self._models = Models(self._bus)
             await self._models.start()
         except BaseException:
+            self._state = "closed"
             await self._bus.close()
             raise
         self._state = "open"
@@ -114,16 +115,13 @@ class NatsClient(Transport):
         request = question.request(info, self._models.signature(info))
         return await self._jobs.submit(question, request, job)
 
-    async def job(self, job_id: str, *, wait: float = 0.0) -> JobRecord:
-        self._check_open()
-        return await self._jobs.get(job_id, wait)
+    async def _job(self, job_id: str, give_up: float) -> JobRecord:
+        return await self._jobs.get(job_id, give_up)
 
-    async def result(self, job_id: str, *, timeout: float | None = None) -> Result:
-        self._check_open()
-        return await self._jobs.result(job_id, self.settings.timeout if timeout is None else timeout)
+    async def _result(self, job_id: str, give_up: float) -> Result | QInferError:
+        return await self._jobs.result(job_id, give_up)
 
-    async def cancel(self, job_id: str) -> JobRecord:
-        self._check_open()
+    async def _cancel(self, job_id: str) -> JobRecord:
         return await self._jobs.cancel(job_id)
 
     # Models
@@ -132,12 +130,10 @@ class NatsClient(Transport):
         self._check_open()
         return self._bus.connected and self._models.all_ready
 
-    async def models(self) -> list[ModelInfo]:
-        self._check_open()
+    async def _list(self) -> list[ModelInfo]:
         return self._models.all()
 
-    async def model(self, name: str, version: str = "") -> ModelInfo:
-        self._check_open()
+    async def _look(self, name: str, version: str) -> ModelInfo:
         return self._models.info(name, version)
 
 

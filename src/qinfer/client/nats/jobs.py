@@ -7,7 +7,7 @@ from time import monotonic
 from qinfer.bus import Bus
 from qinfer.client.base import Result
 from qinfer.client.transport import Question
-from qinfer.errors import DeadlineExceeded, InternalError
+from qinfer.errors import DeadlineExceeded, InternalError, QInferError
 from qinfer.jobs import ENDED, InferWork, JobOptions, JobRecord, JobStore, Submission
 from qinfer.jobs.stored import Form
 from qinfer.message import Request
@@ -44,25 +44,27 @@ class NatsJobs:
             )
         )
 
-    async def get(self, job_id: str, wait: float) -> JobRecord:
-        """How a job is doing, at its end or after `wait` seconds.
+    async def get(self, job_id: str, give_up: float) -> JobRecord:
+        """A job at its end, or as it is then, of `time.monotonic`.
 
         Raises:
             JobNotFound: there is no such job.
         """
-        return await (self._store.wait(job_id, wait) if wait > 0 else self._store.get(job_id))
+        return await self._store.wait(job_id, give_up - monotonic())
 
-    async def result(self, job_id: str, timeout: float) -> Result:
-        """A job's answer.
+    async def result(self, job_id: str, give_up: float) -> Result | QInferError:
+        """A job's answer, or why it failed.
 
         Raises:
-            DeadlineExceeded: it has not ended in that time.
-            QInferError: why it failed.
+            DeadlineExceeded: it has not ended by then.
+            QInferError: it is not known.
         """
-        deadline = monotonic() + timeout
-        record = await self._store.wait(job_id, deadline - monotonic())
+        record = await self._store.wait(job_id, give_up - monotonic())
         if record.state not in ENDED:
-            raise DeadlineExceeded(f"job {job_id} is {record.state.value} after {timeout:g} s")
+            state = record.state.value
+            raise DeadlineExceeded(f"job {job_id} is {state}; its result was not waited for longer")
+        if record.error is not None:
+            return record.error.exception()
         found = await self._store.result(job_id)
         if found is None:
             raise InternalError(f"job {job_id} has ended without a result; is it a request?")
