@@ -82,6 +82,18 @@ async def test_waiting_for_the_result_in_the_call(served: Fleet, asks: Client, t
     assert (failing.status, failing.reason) == (500, "model_failed")
 
 
+async def test_the_same_key_is_the_same_job(served: Fleet, asks: Client) -> None:
+    told = {"idempotency-key": "once"}
+    first = await asks.submit(FP32, floats(1), **told)
+    await asks.ended(first)
+    again = await asks.infer(FP32, floats(1), prefer="respond-async", **told)
+    assert (again.status, again.json["id"], again.json["state"]) == (202, first, "succeeded")
+    waited = await asks.infer(FP32, floats(1), prefer="wait=1", **told)
+    assert (waited.status, waited.json["outputs"][0]["data"]) == (200, [1])
+    other = await asks.infer(FP32, floats(2), prefer="respond-async", **told)
+    assert (other.status, other.reason) == (422, "key_reused")
+
+
 async def test_preferences_that_are_others(served: Fleet, asks: Client) -> None:
     for prefer in ("return=minimal", "wait=soon", "", ",,", 'respond="async', "handling=lenient"):
         answer = await asks.infer(FP32, floats(1), prefer=prefer)

@@ -107,18 +107,22 @@ class Deferred:
             exchange.reject(InternalError("the gateway failed to accept the job"))
             return
         try:
-            record = await self._jobs.wait(record, ends - monotonic())
-            if record.state in ENDED:
-                result = await self._jobs.store.result(record.id)
-                if result is not None:
-                    exchange.answered(result.frame, result.response)
-                    return
+            if wanted.preference.wait and await self._result(exchange, record, ends - monotonic()):
+                return
         except BusUnavailable as error:  # it was accepted: that is what its caller has to know
             logger.info("how job %s is doing is not known: %s", record.id, error)
         except QInferError as error:
             exchange.failed(error)
             return
         exchange.respond(accepted(record, wanted.preference))
+
+    async def _result(self, exchange: Exchange, record: JobRecord, seconds: float) -> bool:
+        """Whether the result was there in time, and was told."""
+        ended = await self._jobs.wait(record, seconds)
+        result = await self._jobs.store.result(record.id) if ended.state in ENDED else None
+        if result is not None:
+            exchange.answered(result.frame, result.response)
+        return result is not None
 
 
 def accepted(record: JobRecord, preference: Preference) -> tuple[bytes, bytes]:
