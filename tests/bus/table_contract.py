@@ -66,7 +66,7 @@ class TableContract:
         await table.write("job.renewed", b"two", lifetime=0.5)
         await table.write("job.renewed", b"two", lifetime=LONG)
         async with asyncio.timeout(20):
-            while await table.get("job.short") is not None:
+            while await table.get("job.short") is not None:  # noqa: ASYNC110 (nothing tells of an end)
                 await asyncio.sleep(0.02)
         assert await table.get("job.renewed") is not None
 

@@ -175,7 +175,8 @@ def response_vectors() -> dict[str, Vector]:
     plain = ["model_failed", "model 'example': ValueError: no", None]
     answer = response(1, tensor("y", "FP32"), tensor("label", "BYTES"))
     other = [2, 2, None, [tensor("y", "INT64")], {"tokens": 12, "stop": "eos"}, 1, 4500, "", 0, "", 0]
-    claimed = [3, 1, None, [["y", "FP32", [2, 2], b""]], {}, 3, 120, "keep-5f1c2a77", 26, "60303ae22b998861", 0]
+    empty = ["y", "FP32", [2, 2], b""]
+    claimed = [3, 1, None, [empty], {}, 3, 120, "keep-5f1c2a77", 26, "60303ae22b998861", 0]
     bare = response_frame(response(1))
     return {
         "response-outputs": Vector(

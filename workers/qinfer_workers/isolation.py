@@ -288,8 +288,8 @@ class Isolation:
 def begins_among_others(held: HeldFrame) -> bool:
     """Whether a frame's requests run as if they came for the first time.
 
-    The streams of a worker that was stopped are many and long: one after the other they would be late. So they
-    are run apart from the second time on.
+    The streams of a worker that was stopped are many and long: one after the other they would be late. So
+    they are run apart from the second time on.
     """
     attempt = held.delivery.attempt
     return attempt == 1 or (attempt == 2 and held.served is not None and held.served.streams)

@@ -71,7 +71,10 @@ def test_inference_may_be_answered_every_reason(path: str) -> None:
     """But those that have nobody to be told, and 405, which is the path's."""
     responses = DOCUMENT["paths"][path]["post"]["responses"]
     named = {
-        reason for status, response in responses.items() if not status.startswith("2") for reason in reasons(response)
+        reason
+        for status, response in responses.items()
+        if not status.startswith("2")
+        for reason in reasons(response)
     }
     left_out = {"setup", "config", "backend_unavailable", "cancelled", "method_not_allowed"}
     assert named == set(BY_REASON) - left_out

@@ -71,7 +71,7 @@ def _input(
         return InputPlan(spec=spec)
     if source.value is not UNSET:
         return InputPlan(spec=spec, constant=_fitting(source.value, spec, document, f"{where}.value"))
-    texts = source.fields if source.fields is not UNSET else [str(source.field)]
+    texts = source.fields if isinstance(source.fields, list) else [str(source.field)]
     default: Any = MISSING
     if source.default is not UNSET:
         default = source.default
@@ -79,7 +79,7 @@ def _input(
         _fitting(default, element, document, f"{where}.default")
     return InputPlan(
         spec=spec,
-        paths=tuple(path for text in texts if (path := _path(text, document, where)) is not None),
+        paths=tuple(parsed for text in texts if (parsed := _path(text, document, where)) is not None),
         vector=source.fields is not UNSET,
         default=default,
         base64=source.base64,

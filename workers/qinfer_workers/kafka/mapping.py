@@ -99,7 +99,7 @@ class InputMapping:
             return {model.label: [] for model in self._models}, bad
         values = [self._values(model, parsed, bad) for model in self._models]
         good = [place not in bad for place in parsed.places] if len(bad) > len(parsed.bad) else None
-        rows = {
+        rows: dict[str, Sequence[Rows]] = {
             model.label: _grouped(model, inputs, parsed, good)
             for model, inputs in zip(self._models, values, strict=True)
         }

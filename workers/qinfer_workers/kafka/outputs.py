@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 
@@ -78,7 +79,7 @@ class OutputColumn:
     tabular: bool = False
     stacked: Array | None = None
     parts: Sequence[Array] = ()
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def values(self, *, as_bytes: bool) -> list[Any]:
         """Each record's value as documents have them: a scalar, or nested lists.
@@ -88,7 +89,8 @@ class OutputColumn:
         """
         if self.stacked is not None and self.field.datatype != "BYTES":
             array = from_bf16(self.stacked) if self.field.datatype == "BF16" else self.stacked
-            return (array.reshape(len(array)) if self.field.single else array).tolist()
+            values: list[Any] = (array.reshape(len(array)) if self.field.single else array).tolist()
+            return values
         return [self._value(place, part, as_bytes) for place, part in enumerate(self._each())]
 
     def arrays(self) -> Sequence[Array]:
