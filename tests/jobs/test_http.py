@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pytest
 import pytest_asyncio
 
+from qinfer_gateway.jobs.stats import JobsCollector
 from tests.helpers.http import floats, tensor
 from tests.helpers.served_models import GATED, IDENTITY, PICKY, RAISES, SAYS_ALL, VERSIONS
 from tests.helpers.system import Fleet, fleet
@@ -146,60 +148,58 @@ async def test_submitting_as_a_document(served: Fleet, asks: Client) -> None:
     assert result.json["outputs"][0]["data"] == [8]
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "told"),
-    [
-        ({}, 400, "missing required field `model`"),
-        ({"model": FP32}, 400, "either 'request' or 'batch'"),
-        ({"model": FP32, "request": {}}, 400, "`inputs`"),
-        ({"model": FP32, "request": {"inputs": []}}, 400, "x"),
-        ({"model": FP32, "request": floats(1), "options": {"keep": -1}}, 400, "keep"),
-        ({"model": FP32, "request": floats(1), "options": {"x": 1}}, 400, "unknown field `x`"),
-        ({"model": FP32, "request": floats(1), "idempotency_key": "é"}, 400, "Idempotency-Key"),
+BAD_BODIES = [
+    ({}, 400, "missing required field `model`"),
+    ([], 400, "Expected `object`"),
+    ({"model": FP32}, 400, "either 'request' or 'batch'"),
+    ({"model": FP32, "request": {}}, 400, "`inputs`"),
+    ({"model": FP32, "request": {"inputs": []}}, 400, "x"),
+    ({"model": FP32, "request": floats(1), "options": {"keep": -1}}, 400, "keep"),
+    ({"model": FP32, "request": floats(1), "options": {"x": 1}}, 400, "unknown field `x`"),
+    ({"model": FP32, "request": floats(1), "idempotency_key": "é"}, 400, "Idempotency-Key"),
+    (
+        {"model": FP32, "request": floats(1), "options": {"webhook": "http://h/"}},
+        501,
+        "--webhook-secret-file",
+    ),
+    ({"model": "nobody", "request": floats(1)}, 404, "nobody"),
+    ({"model": FP32, "model_version": "7", "request": floats(1)}, 404, "7"),
+]
+BAD_HEADERS = [
+    ("x-qinfer-job-keep", "-1", "expected seconds"),
+    ("x-qinfer-job-keep", "99999999", "expected 0 to 604800 seconds"),
+    ("x-qinfer-job-max-attempts", "1.5", "expected a whole number"),
+    ("x-qinfer-job-spare", "maybe", "expected true or false"),
+    ("x-qinfer-job-webhook", "gopher://h", "expected http"),
+    ("idempotency-key", 300 * "x", "Idempotency-Key"),
+]
+
+
+async def test_submissions_that_cannot_be(served: Fleet, asks: Client) -> None:
+    for body, status, told in BAD_BODIES:
+        answer = await asks.ask("POST", "/v2/jobs", body)
+        assert answer.status == status, (body, answer)
+        assert told in answer.json["error"], body
+    for header, value, told in BAD_HEADERS:
+        answer = await asks.infer(FP32, floats(1), **{"prefer": "respond-async", header: value})
+        assert (answer.status, answer.reason) == (400, "invalid_request"), header
+        assert told in answer.json["error"], header
+    wrong = await asks.infer(FP32, {"inputs": []}, prefer="respond-async")
+    assert (wrong.status, wrong.reason) == (400, "invalid_request")
+    assert (await asks.infer("nobody", floats(1), prefer="respond-async")).status == 404
+    assert (await asks.ask("GET", "/v2/jobs")).json == {"jobs": [], "next": ""}
+
+
+async def test_ids_of_nothing(running: Fleet, asks: Client) -> None:
+    for job_id, (method, path) in product(
+        ("x", "0" * 32, "a%20b", "%FF", "*"),
         (
-            {"model": FP32, "request": floats(1), "options": {"webhook": "http://h/"}},
-            501,
-            "--webhook-secret-file",
+            ("GET", ""), ("GET", "?wait=1"), ("GET", "/result"), ("GET", "/events"), ("DELETE", ""),
+            ("POST", "/cancel"), ("POST", "/retry"),
         ),
-        ({"model": "nobody", "request": floats(1)}, 404, "nobody"),
-        ({"model": FP32, "model_version": "7", "request": floats(1)}, 404, "7"),
-    ],
-)
-async def test_submissions_that_cannot_be(
-    served: Fleet, asks: Client, body: Any, status: int, told: str
-) -> None:
-    answer = await asks.ask("POST", "/v2/jobs", body)
-    assert answer.status == status, answer
-    assert told in answer.json["error"]
-
-
-@pytest.mark.parametrize(
-    ("header", "value", "told"),
-    [
-        ("x-qinfer-job-keep", "-1", "expected seconds"),
-        ("x-qinfer-job-keep", "99999999", "expected 0 to 604800 seconds"),
-        ("x-qinfer-job-max-attempts", "1.5", "expected a whole number"),
-        ("x-qinfer-job-spare", "maybe", "expected true or false"),
-        ("x-qinfer-job-webhook", "gopher://h", "expected http"),
-        ("idempotency-key", 300 * "x", "Idempotency-Key"),
-    ],
-)
-async def test_headers_that_cannot_be(
-    served: Fleet, asks: Client, header: str, value: str, told: str
-) -> None:
-    answer = await asks.infer(FP32, floats(1), **{"prefer": "respond-async", header: value})
-    assert (answer.status, answer.reason) == (400, "invalid_request")
-    assert told in answer.json["error"]
-
-
-@pytest.mark.parametrize("job_id", ["x", "0" * 32, "a%20b", "%FF", "*"])
-async def test_ids_of_nothing(running: Fleet, asks: Client, job_id: str) -> None:
-    for method, path in (
-        ("GET", ""), ("GET", "?wait=1"), ("GET", "/result"), ("GET", "/events"), ("DELETE", ""),
-        ("POST", "/cancel"), ("POST", "/retry"),
     ):  # fmt: skip
         answer = await asks.ask(method, f"/v2/jobs/{job_id}{path}")
-        assert (answer.status, answer.reason) == (404, "job_not_found"), (method, path)
+        assert (answer.status, answer.reason) == (404, "job_not_found"), (job_id, method, path)
 
 
 async def test_methods_and_queries_that_are_not(running: Fleet, asks: Client) -> None:
@@ -375,6 +375,96 @@ async def test_who_waits_is_let_go_when_the_gateway_leaves(
     async with asyncio.timeout(PATIENCE):
         await stream.read()
     (tmp_path / "gate").touch()
+
+
+async def test_too_many_jobs(nats_url: str, namespace: str, served_repository: Path, tmp_path: Path) -> None:
+    limits = {"max_jobs": 1, "max_job_bytes": 100_000}
+    async with (
+        fleet(nats_url, namespace, served_repository, **limits) as running,
+        client(running.port) as asks,
+    ):
+        await running.add_worker(GATED, FP32)
+        await eventually(lambda: running.gateway.jobs and running.gateway.jobs.ready, "jobs")
+        large = await asks.infer(FP32, floats(*range(20_000)), prefer="respond-async")
+        assert (large.status, large.reason) == (429, "queue_full")
+        assert "--max-job-bytes" in large.json["error"]
+        await asks.submit(GATED, gate(tmp_path / "gate"))
+        full = await asks.infer(GATED, gate(tmp_path / "gate"), prefer="respond-async")
+        assert (full.status, full.reason) == (429, "queue_full")
+        assert "--max-jobs" in full.json["error"]
+        assert int(full.headers["retry-after"]) >= 1
+        (tmp_path / "gate").touch()
+
+
+async def test_keys(nats_url: str, namespace: str, served_repository: Path, tmp_path: Path) -> None:
+    """Jobs are their owners' alone; models, priorities and rates are those of the key."""
+    secrets = {name: f"qinfer_{name}" for name in ("mine", "theirs", "manager")}
+    file = tmp_path / "keys.yaml"
+    digests = {name: sha256(secret.encode()).hexdigest() for name, secret in secrets.items()}
+    file.write_text(
+        json.dumps(
+            {
+                "keys": [
+                    {
+                        "name": "mine",
+                        "sha256": digests["mine"],
+                        "models": [SAYS_ALL],
+                        "priority_ceiling": 3,
+                    },
+                    {"name": "theirs", "sha256": digests["theirs"], "models": ["*"]},
+                    {"name": "manager", "sha256": digests["manager"], "permissions": ["management"]},
+                ]
+            }
+        )
+    )
+    async with (
+        fleet(nats_url, namespace, served_repository, keys_file=file) as running,
+        client(running.port) as asks,
+    ):
+        await running.add_worker(FP32, SAYS_ALL)
+        await eventually(lambda: running.gateway.jobs and running.gateway.jobs.ready, "jobs")
+        mine, theirs, manager = ({"x-api-key": secret} for secret in secrets.values())
+        body = {"parameters": {"priority": 1}, "inputs": [tensor([1], "INT32", [1, 1])]}
+        job_id = await asks.submit(SAYS_ALL, body, **mine)
+        job = (await asks.ask("GET", f"/v2/jobs/{job_id}?wait={PATIENCE:g}", **mine)).json
+        assert (job["state"], job["priority"]) == ("succeeded", 3)
+        for method, path in (
+            ("GET", ""),
+            ("GET", "/result"),
+            ("GET", "/events"),
+            ("POST", "/cancel"),
+            ("DELETE", ""),
+        ):
+            answer = await asks.ask(method, f"/v2/jobs/{job_id}{path}", **theirs)
+            assert (answer.status, answer.reason) == (404, "job_not_found"), path
+        assert (await asks.ask("GET", "/v2/jobs", **theirs)).json["jobs"] == []
+        assert [job["id"] for job in (await asks.ask("GET", "/v2/jobs", **mine)).json["jobs"]] == [job_id]
+        document = {"model": FP32, "request": floats(1)}
+        assert (await asks.ask("POST", "/v2/jobs", document, **mine)).reason == "forbidden"
+        assert (await asks.infer(FP32, floats(1), prefer="respond-async", **mine)).reason == "forbidden"
+        assert (await asks.ask("GET", "/v2/jobs", **manager)).reason == "forbidden"
+        assert (await asks.ask("GET", "/v2/jobs")).status == 401
+
+
+async def test_metrics(nats_url: str, namespace: str, served_repository: Path) -> None:
+    async with fleet(nats_url, namespace, served_repository) as running, client(running.port) as asks:
+        await running.add_worker(FP32, PICKY)
+        await eventually(lambda: running.gateway.jobs and running.gateway.jobs.ready, "jobs")
+        assert running.gateway.jobs is not None
+        collector = JobsCollector(running.gateway.jobs._stats)
+        for model, body in ((FP32, floats(1)), (PICKY, floats(RAISES))):
+            await asks.ended(await asks.submit(model, body))
+        samples = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in collector.collect()
+            for sample in family.samples
+        }
+        assert samples["qinfer_jobs_submitted_total", FP32] == 1
+        assert samples["qinfer_job_attempts_total", PICKY] == 1
+        assert samples["qinfer_jobs_ended_total", FP32, "succeeded"] == 1
+        assert samples["qinfer_jobs_ended_total", "failed", PICKY] == 1
+        assert samples["qinfer_jobs_running", FP32] == 0
+        assert samples["qinfer_webhook_attempts_total", "delivered"] == 0
 
 
 async def test_without_jobs(nats_url: str, namespace: str, served_repository: Path) -> None:
