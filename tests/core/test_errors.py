@@ -6,6 +6,7 @@ from qinfer import errors
 from qinfer.errors import (
     BY_REASON,
     BusUnavailable,
+    ConnectionLost,
     GrpcStatus,
     InternalError,
     QInferError,
@@ -44,15 +45,16 @@ def test_status_codes_agree_with_each_other(cls: type[QInferError]) -> None:
         GrpcStatus.NOT_FOUND: {404},
         GrpcStatus.RESOURCE_EXHAUSTED: {413, 429, 431},
         GrpcStatus.UNIMPLEMENTED: {405, 415, 501},
-        GrpcStatus.CANCELLED: {499},
+        GrpcStatus.CANCELLED: {410, 499},
         GrpcStatus.INTERNAL: {500},
         GrpcStatus.UNAVAILABLE: {503},
         GrpcStatus.DEADLINE_EXCEEDED: {504},
     }
     assert cls.http_status in callers[cls.grpc_status]
     if cls.http_status in (429, 503):
-        # What the broker did not confirm it may have stored all the same, and a worker may have run it.
-        assert cls.retry is (Retry.MAYBE if cls is BusUnavailable else Retry.LATER)
+        # What nobody confirmed may have been taken all the same, and a worker may have run it.
+        unconfirmed = cls in (BusUnavailable, ConnectionLost)
+        assert cls.retry is (Retry.MAYBE if unconfirmed else Retry.LATER)
     if 400 <= cls.http_status < 429:
         assert cls.retry is Retry.NEVER
 
