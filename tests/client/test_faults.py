@@ -55,11 +55,12 @@ async def test_a_broker_that_is_killed_costs_only_time(
             asyncio.create_task(client.infer(GATED, gated(gate)))
             for client, gate in zip(both, gates, strict=True)
         ]
+        direct: Any = both[0]
+        await eventually(lambda: direct._exchange._calls and running.in_flight == 1, "both are on their way")
         await eventually(lambda: began(gates[0]) or began(gates[1]), "a batch is in work")
         restarts = broker.restarts
         assert broker.pid
         os.kill(broker.pid, signal.SIGKILL)
-        direct: Any = both[0]
         await eventually(lambda: not direct._bus.connected, "the client knows")
         during = [
             asyncio.create_task(client.infer(FP32, {"x": [[1]]}, options))

@@ -65,7 +65,8 @@ async def broker(folder: Path, configuration: str) -> AsyncIterator[Broker]:
         def ready() -> bool:
             ended = process.returncode is not None
             assert not ended, f"nats-server ended:\n{log.read_text() if log.exists() else file.read_text()}"
-            return log.exists() and "Server is ready" in log.read_text() and any(folder.glob("*.ports"))
+            written = any(file.stat().st_size for file in folder.glob("*.ports"))
+            return written and log.exists() and "Server is ready" in log.read_text()
 
         await eventually(ready, "nats-server is ready")
         yield Broker(port=_port(folder), log=log)

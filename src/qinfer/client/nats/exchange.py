@@ -60,8 +60,6 @@ class Exchange:
         self._complained = float("-inf")
         self.dropped = 0
         """Responses that came for no call: late or second ones, and what cannot be read."""
-        self._connected.set()
-        bus.on_disconnect(self._connected.clear)
         bus.on_reconnect(self._connected.set)
         bus.on_reply(self._receive)
 
@@ -73,12 +71,14 @@ class Exchange:
             Unavailable: nor after all the time that calls wait for it.
             Cancelled: the client was closed.
         """
-        if self._connected.is_set() and not self._closed:
+        if self._bus.connected and not self._closed:
             return
         left = deadline - monotonic()
         try:
             async with asyncio.timeout(min(left, self._patience)):
-                await self._connected.wait()
+                while not (self._bus.connected or self._closed):
+                    self._connected.clear()  # it is known to be down before anybody is told
+                    await self._connected.wait()
             if self._closed:
                 raise _closed()
         except TimeoutError:
