@@ -36,6 +36,7 @@ from tests.security.broker import HOST, Broker, User, broker, make_user
 from tests.security.credentials import Authority
 
 MODEL = IDENTITY["FP32"]
+FLOAT = json.dumps(floats(1.0)).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -341,6 +342,7 @@ async def test_least_privileges_suffice(
             ):
                 answer = await connection.ask(request)
                 assert answer.status == 200, answer
+        await _run_jobs(gateway.http.port)
         # A caller that goes cancels.
         async with http.connect(gateway.http.port) as connection:
             gate = tmp_path / "gate"
@@ -353,8 +355,28 @@ async def test_least_privileges_suffice(
         assert json.loads(await run(running, client, "models", "--json"))
         assert "[[1.5]]" in await run(running, client, "infer", MODEL, "--input", "x=[[1.5]]")
         assert "no dead letters" in await run(running, operator, "dlq", "list")
+        await _look_after_jobs(running, operator)
         await _list_services(url, users)
         assert running.violations() == []
+
+
+async def _run_jobs(port: int) -> None:
+    for path, options in (
+        ("", ("prefer: wait=20",)),
+        ("", ("prefer: wait=20", "idempotency-key: two", "x-qinfer-job-max-queue-time: 60")),
+        ("", ("prefer: wait=20", "x-qinfer-job-spare: true")),
+    ):
+        async with http.connect(port) as connection:
+            answer = await connection.ask(post(f"{http.infer_path(MODEL)}{path}", FLOAT, *options))
+            assert answer.status == 200, answer
+
+
+async def _look_after_jobs(running: Broker, operator: Mapping[str, str]) -> None:
+    listed = json.loads(await run(running, operator, "jobs", "list", "--json"))["jobs"]
+    assert [job["state"] for job in listed] == ["succeeded"] * 3
+    job_id = listed[0]["id"]
+    assert "FP32" in await run(running, operator, "jobs", "result", job_id)
+    assert job_id in await run(running, operator, "jobs", "cancel", job_id)
 
 
 async def _list_services(url: str, users: Mapping[str, User]) -> None:

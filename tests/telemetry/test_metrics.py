@@ -28,6 +28,7 @@ from qinfer.telemetry.gateway import GatewayStats
 from qinfer.telemetry.metrics import GatewayCollector, WorkerCollector, new_registry
 from qinfer.telemetry.server import MetricsServer
 from qinfer.telemetry.stats import ModelStats
+from qinfer_gateway.jobs.stats import JobsCollector, JobStats
 
 MS = 1_000_000
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -241,7 +242,8 @@ def test_the_documentation_lists_every_metric_and_no_other() -> None:
     document = (Path(__file__).parents[2] / "docs" / "observability.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `((?:nv|qinfer)_\w+)` \|", document, re.MULTILINE)
     assert len(listed) == len(set(listed))
-    collectors = (WorkerCollector(list), GatewayCollector(GatewayStats(lambda _: True)))
+    stats = GatewayStats(lambda _: True)
+    collectors = (WorkerCollector(list), GatewayCollector(stats), JobsCollector(JobStats()))
     exposed = {
         f"{metric.name}_total" if metric.type == "counter" else metric.name
         for collector in collectors

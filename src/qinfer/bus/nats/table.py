@@ -225,15 +225,20 @@ class NatsTable(Table):
 
     async def _allows_lifetimes(self) -> bool:
         try:
+            info = await self._jetstream.stream_info(self._stream)
+        except NotFoundError:
+            await self._create_once()
+            info = await self._jetstream.stream_info(self._stream)
+        if self._max_bytes > 0 and info.config.max_bytes != self._max_bytes:
+            await self._jetstream.update_stream(info.config.evolve(max_bytes=self._max_bytes))
+        return bool(info.config.allow_msg_ttl)
+
+    async def _create_once(self) -> None:
+        try:
             await replicated(self._create)
         except APIError as error:
-            if error.err_code != _ERR_STREAM_EXISTS:
+            if error.err_code != _ERR_STREAM_EXISTS:  # another process was faster
                 raise
-            info = await self._jetstream.stream_info(self._stream)
-            if info.config.max_bytes != self._max_bytes:
-                await self._jetstream.update_stream(info.config.evolve(max_bytes=self._max_bytes))
-            return bool(info.config.allow_msg_ttl)
-        return bool((await self._jetstream.stream_info(self._stream)).config.allow_msg_ttl)
 
     async def _create(self, replicas: int) -> None:
         config = StreamConfig(
