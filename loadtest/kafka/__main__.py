@@ -60,18 +60,24 @@ def chaos(records: int, seconds: float, seed: int | None, kept: bool, report: bo
 
 
 @main.command()
+@click.option("--format", "written_as", type=click.Choice(["raw", "json"]), default="raw", show_default=True)
 @click.option("--records", type=click.IntRange(min=10_000), default=200_000, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--backlog", type=click.IntRange(min=0), default=1_000_000, show_default=True)
 @click.option("--report/--no-report", default=True, show_default=True, help="Write docs/kafka.md.")
-def throughput(records: int, rounds: int, backlog: int, report: bool) -> None:
+def throughput(written_as: str, records: int, rounds: int, backlog: int, report: bool) -> None:
     """Score a backlog, beside a plain loop, in one interleaved run."""
     console = Console(highlight=False)
     machine, commit = environment.machine(), environment.commit()
     with tempfile.TemporaryDirectory(prefix="qinfer-kafka-") as directory:
         figures = asyncio.run(
             measure(
-                Path(directory) / "run", records=records, rounds=rounds, backlog=backlog, say=console.print
+                Path(directory) / "run",
+                written_as=written_as,
+                records=records,
+                rounds=rounds,
+                backlog=backlog,
+                say=console.print,
             )
         )
     for system in ("at-least-once", "exactly-once"):

@@ -1,6 +1,6 @@
 """The loop that everybody writes first: read a record, run the session, send the result.
 
-python -m loadtest.kafka.baseline BOOTSTRAP SOURCE OUTPUT GROUP MODEL
+python -m loadtest.kafka.baseline BOOTSTRAP SOURCE OUTPUT GROUP MODEL raw|json
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from loadtest.mlp import INPUT_NAME, OUTPUT_NAME
 
 
-async def main(bootstrap: str, source: str, output: str, group: str, model: str) -> None:
+async def main(bootstrap: str, source: str, output: str, group: str, model: str, written_as: str) -> None:
     """Score until killed."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     consumer = AIOKafkaConsumer(
@@ -26,9 +26,12 @@ async def main(bootstrap: str, source: str, output: str, group: str, model: str)
     await consumer.start()
     await producer.start()
     async for record in consumer:
-        row = np.array([json.loads(record.value)["features"]], np.float32)
+        if written_as == "raw":
+            row = np.frombuffer(record.value, np.float32).reshape(1, -1)
+        else:
+            row = np.array([json.loads(record.value)["features"]], np.float32)
         score = session.run([OUTPUT_NAME], {INPUT_NAME: row})[0][0]
-        value = json.dumps({"score": score.tolist()}).encode()
+        value = score.tobytes() if written_as == "raw" else json.dumps({"score": score.tolist()}).encode()
         await producer.send(output, value, key=record.key, partition=record.partition)
 
 

@@ -28,7 +28,7 @@ class Records:
     """Numbered records, with the scores that are right for them.
 
     Attributes:
-        values: the different values, JSON with the field "features".
+        values: the different values: JSON with the field "features", or the raw numbers.
         scores: FP32 [different, 16], by the same onnxruntime without any server.
     """
 
@@ -36,10 +36,13 @@ class Records:
     scores: Floats
 
     @classmethod
-    def of(cls, model: Path) -> Records:
-        """Records for the model of `loadtest.mlp` at this path."""
+    def of(cls, model: Path, *, raw: bool = False) -> Records:
+        """Records for the model of `loadtest.mlp` at this path; `right` is for those in JSON."""
         rows = example_rows(_DIFFERENT)
-        values = tuple(msgspec.json.encode({"features": row.round(4).tolist()}) for row in rows)
+        if raw:
+            values = tuple(row.tobytes() for row in rows)
+        else:
+            values = tuple(msgspec.json.encode({"features": row.round(4).tolist()}) for row in rows)
         return cls(values, reference(model, rows))
 
     def value(self, number: int) -> bytes:

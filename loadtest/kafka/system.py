@@ -40,6 +40,7 @@ def write_pipeline(
     dead: str,
     group: str,
     delivery: str,
+    raw: bool = False,
     **more: Any,
 ) -> Path:
     """Write a pipeline's file.
@@ -47,8 +48,13 @@ def write_pipeline(
     Args:
         path: where.
         bootstrap, repository, source, output, dead, group, delivery: what it says.
+        raw: records are raw numbers and not JSON.
         more: further sections.
     """
+    model: dict[str, Any] = {"name": MODEL_NAME}
+    if not raw:
+        model |= {"inputs": {INPUT_NAME: "features"}, "outputs": {"score": OUTPUT_NAME}}
+    written_as = "raw" if raw else "json"
     kafka = {"bootstrap": bootstrap, **more.pop("kafka", {})}
     path.write_text(
         yaml.safe_dump(
@@ -56,17 +62,11 @@ def write_pipeline(
                 "group": group,
                 "delivery": delivery,
                 "kafka": kafka,
-                "source": {"topics": source},
-                "output": {"topic": output},
+                "source": {"topics": source, "format": written_as},
+                "output": {"topic": output, "format": written_as},
                 "dead_letters": {"topic": dead},
                 "repositories": [str(repository)],
-                "models": [
-                    {
-                        "name": MODEL_NAME,
-                        "inputs": {INPUT_NAME: "features"},
-                        "outputs": {"score": OUTPUT_NAME},
-                    }
-                ],
+                "models": [model],
                 **more,
             }
         )

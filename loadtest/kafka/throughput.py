@@ -47,11 +47,13 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured.
 
     Attributes:
+        written_as: "raw" or "json": what a record is.
         records: backlog of each measurement.
         rates: every measurement.
         backlog: the one before `backlog_records`.
     """
 
+    written_as: str
     records: int
     rates: list[Rate]
     backlog: Rate | None = None
@@ -67,21 +69,22 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def measure(
-    directory: Path, *, records: int, rounds: int, backlog: int, say: Callable[[str], None]
+    directory: Path, *, written_as: str, records: int, rounds: int, backlog: int, say: Callable[[str], None]
 ) -> Throughput:
     """Measure all systems, one after the other, several times.
 
     Args:
         directory: a folder that is not there yet.
+        written_as: "raw" or "json": what a record is.
         records: backlog of each measurement.
         rounds: measurements of each system.
         backlog: records of the long backlog; 0 for none.
         say: told what is going on.
     """
     model = build_repository(directory / "models")
-    contents = Records.of(model)
+    contents = Records.of(model, raw=written_as == "raw")
     with KafkaCluster(directory / "kafka", heap="1g", quick=False) as cluster:
-        bench = _Bench(cluster.bootstrap, directory, model)
+        bench = _Bench(cluster.bootstrap, directory, model, written_as)
         source = topic_name("source")
         await create_topics(cluster.bootstrap, source, partitions=PARTITIONS)
         await send(cluster.bootstrap, source, contents, range(records), partitions=PARTITIONS)
@@ -96,16 +99,19 @@ async def measure(
             await send(cluster.bootstrap, source, contents, range(records, backlog), partitions=PARTITIONS)
             long = await bench.run("exactly-once", source, backlog)
             say(f"backlog of {backlog:,}: {long.records_per_second:,.0f} records/s, {long.peak_mb:.0f} MB")
-    return Throughput(records=records, rates=rates, backlog=long, backlog_records=backlog)
+    return Throughput(
+        written_as=written_as, records=records, rates=rates, backlog=long, backlog_records=backlog
+    )
 
 
 class _Bench:
     """Runs one system over a whole topic."""
 
-    def __init__(self, bootstrap: str, directory: Path, model: Path) -> None:
+    def __init__(self, bootstrap: str, directory: Path, model: Path, written_as: str) -> None:
         self._bootstrap = bootstrap
         self._directory = directory
         self._model = model
+        self._written_as = written_as
 
     async def run(self, system: str, source: str, records: int) -> Rate:
         output, dead, group = topic_name("output"), topic_name("dead"), topic_name("group")
@@ -113,7 +119,8 @@ class _Bench:
         log = self._directory / f"{group}.log"
         if system == "plain loop":
             command = [sys.executable, "-m", "loadtest.kafka.baseline"]
-            process = Process([*command, self._bootstrap, source, output, group, str(self._model)], log)
+            arguments = [self._bootstrap, source, output, group, str(self._model), self._written_as]
+            process = Process([*command, *arguments], log)
         else:
             pipeline = write_pipeline(
                 self._directory / f"{group}.yaml",
@@ -124,6 +131,7 @@ class _Bench:
                 dead=dead,
                 group=group,
                 delivery=system,
+                raw=self._written_as == "raw",
             )
             process = start_scorer(pipeline, log)
         try:

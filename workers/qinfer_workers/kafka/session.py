@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -20,7 +21,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from qinfer.lifecycle import cancelled
 from qinfer_workers.kafka.clients import BATCH_BYTES, max_poll_interval, new_consumer, new_producer
-from qinfer_workers.kafka.contract import Pipeline
+from qinfer_workers.kafka.contract import Limits, Pipeline
 from qinfer_workers.kafka.group import Group, Part
 from qinfer_workers.kafka.lane import Lane
 from qinfer_workers.kafka.leftovers import Leftovers
@@ -232,7 +233,10 @@ class Session:
         self._stats.rebalances += 1
         for source in [source for source in self._producers if source not in sources]:
             await self._leftovers.close(self._producers.pop(source).stop())
-        lanes = await asyncio.gather(*(self._lane(source) for source in sources))
+        # Committed before the partition's share is used up, so that reading goes on meanwhile.
+        share = self._limits.max_in_flight // max(1, len(sources))
+        limits = replace(self._limits, commit_rows=max(1, min(self._limits.commit_rows, share // 2)))
+        lanes = await asyncio.gather(*(self._lane(source, limits) for source in sources))
         logger.info(
             "group %s: has %s",
             self._pipeline.group,
@@ -241,7 +245,7 @@ class Session:
         self.joined = True
         self._assigned.set()
 
-    async def _lane(self, source: TopicPartition) -> TopicPartition:
+    async def _lane(self, source: TopicPartition, limits: Limits) -> TopicPartition:
         sink = await self._sink(source)
         position = await self._consumer.committed(source)
         if position is None:
@@ -254,7 +258,7 @@ class Session:
         # No await from here to the lane: what was read before is thrown away, what is read after is its own.
         self._consumer.seek(source, position)
         self._lanes[source] = Lane(
-            source, position, sink, self._limits, on_progress=self._on_progress, on_failure=self._fail
+            source, position, sink, limits, on_progress=self._on_progress, on_failure=self._fail
         )
         return source
 
