@@ -246,15 +246,17 @@ async def test_the_models_signature_reaches_the_codec(kafka: str, tmp_path: Path
     ]
 
 
+@pytest.mark.parametrize("unit", ["records", "bytes"])
 async def test_what_is_in_flight_is_bounded_for_each_partition(
-    kafka: str, doubling: Path, gate: Path
+    kafka: str, doubling: Path, gate: Path, unit: str
 ) -> None:
     rows, flight = 8, 12
+    bound = {"max_in_flight": flight} if unit == "records" else {"max_in_flight_bytes": flight * len(row(0))}
     pipeline = await new_pipeline(
         kafka,
         doubling,
         window=Window(max_rows=rows, max_delay_ms=0.0),
-        limits=Limits(max_in_flight=flight, commit_interval_ms=10.0),
+        limits=Limits(commit_interval_ms=10.0, **bound),
     )
     await send(kafka, pipeline.topics.sources[0], range(600))
     async with running(pipeline) as (_, stats):

@@ -189,6 +189,7 @@ class Limits:
     Attributes:
         max_record_bytes: larger values are not decoded, and larger outputs not written: "too_large".
         max_in_flight: records that are read and not committed yet, before reading pauses.
+        max_in_flight_bytes: bytes of their values, likewise.
         commit_interval_ms: how long what is written may stay uncommitted: also the age of a transaction.
         commit_rows: records after which it is committed sooner.
         score_timeout: seconds a group may take in the fleet; there is no limit in process.
@@ -197,7 +198,8 @@ class Limits:
     """
 
     max_record_bytes: int = 1024 * 1024
-    max_in_flight: int = 20_000
+    max_in_flight: int = 50_000
+    max_in_flight_bytes: int = 256 * 1024 * 1024
     commit_interval_ms: float = 100.0
     commit_rows: int = 10_000
     score_timeout: float = 30.0

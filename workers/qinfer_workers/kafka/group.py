@@ -53,8 +53,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The records `start` to `end` of a group, which are of one partition."""
+    """The records `start` to `end` of a group, which are of one partition; `size` are their bytes."""
 
     group: Group
     start: int
     end: int
+    size: int = 0

@@ -42,6 +42,8 @@ class Lane:
         self.committed = position
         self.in_flight = 0
         """Records it was given and has not committed yet."""
+        self.in_flight_bytes = 0
+        """Of their values."""
         self.closed = False
         self._sink = sink
         self._interval = limits.commit_interval_ms / 1000
@@ -58,6 +60,7 @@ class Lane:
         """Take a part of a group whose outcomes may not be there yet."""
         self._parts.append(part)
         self.in_flight += part.end - part.start
+        self.in_flight_bytes += part.size
         self._rouse()
 
     async def drain(self, timeout: float) -> bool:
@@ -89,7 +92,7 @@ class Lane:
             self._on_failure(error)
 
     async def _work(self) -> None:
-        taken = 0  # records in the sink that are not committed
+        taken = size = 0  # records in the sink that are not committed, and their bytes
         offset = 0
         due: float | None = None
         while self.in_flight or not self._draining:
@@ -97,6 +100,7 @@ class Lane:
             if part is not None:
                 await self._sink.write(part)
                 taken += part.end - part.start
+                size += part.size
                 offset = part.group.records[part.end - 1].offset + 1
                 if due is None:
                     due = self._loop.time() + self._interval
@@ -106,7 +110,8 @@ class Lane:
                 await self._sink.commit(offset)
                 self.committed = offset
                 self.in_flight -= taken
-                taken, due = 0, None
+                self.in_flight_bytes -= size
+                taken, size, due = 0, 0, None
                 self._on_progress()
 
     def _over(self, due: float) -> bool:

@@ -143,8 +143,12 @@ class Session:
         if not self._assigned.is_set():
             await self._either(stop, self._assigned, _IDLE_POLL)
             return await self._ask(stop, [_NOBODY], 0.0, 1)  # trouble with joining is told here only
-        share = self._share()
-        open_ones = [source for source, lane in self._lanes.items() if lane.in_flight < share]
+        rows, size = self._share()
+        open_ones = [
+            source
+            for source, lane in self._lanes.items()
+            if lane.in_flight < rows and lane.in_flight_bytes < size
+        ]
         if not open_ones:
             self._room.clear()
             await self._either(stop, self._room, wait)
@@ -164,9 +168,10 @@ class Session:
         finally:
             await cancelled(polling)
 
-    def _share(self) -> int:
-        """Records that each partition may have in flight."""
-        return max(1, self._limits.max_in_flight // max(1, len(self._lanes)))
+    def _share(self) -> tuple[int, int]:
+        """Records, and bytes of them, that each partition may have in flight."""
+        limits, partitions = self._limits, max(1, len(self._lanes))
+        return max(1, limits.max_in_flight // partitions), max(1, limits.max_in_flight_bytes // partitions)
 
     def _take(
         self, group: Group, parts: list[tuple[Lane, Part]], got: Mapping[TopicPartition, list[Any]]
@@ -177,7 +182,8 @@ class Session:
                 continue
             start = len(group.records)
             group.records += records
-            parts.append((lane, Part(group, start, len(group.records))))
+            size = sum([len(record.value) for record in records if record.value is not None])
+            parts.append((lane, Part(group, start, len(group.records), size)))
 
     async def _dispatch(
         self, stop: asyncio.Future[Any], group: Group, parts: Iterable[tuple[Lane, Part]]

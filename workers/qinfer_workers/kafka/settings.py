@@ -288,6 +288,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
 
     max_record_bytes: Annotated[int, Meta(ge=1, le=2**30)] = _LIMITS.max_record_bytes
     max_in_flight: Positive = _LIMITS.max_in_flight
+    max_in_flight_bytes: Positive = _LIMITS.max_in_flight_bytes
     commit_interval_ms: Annotated[float, Meta(gt=0, le=600_000)] = _LIMITS.commit_interval_ms
     commit_rows: Positive = _LIMITS.commit_rows
     score_timeout: Seconds = _LIMITS.score_timeout
