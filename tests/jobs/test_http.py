@@ -439,6 +439,8 @@ async def test_keys(nats_url: str, namespace: str, served_repository: Path, tmp_
             assert (answer.status, answer.reason) == (404, "job_not_found"), path
         assert (await asks.ask("GET", "/v2/jobs", **theirs)).json["jobs"] == []
         assert [job["id"] for job in (await asks.ask("GET", "/v2/jobs", **mine)).json["jobs"]] == [job_id]
+        document = {"model": SAYS_ALL, "request": body, "priority": 2}
+        assert (await asks.ask("POST", "/v2/jobs", document, **mine)).json["priority"] == 3
         document = {"model": FP32, "request": floats(1)}
         assert (await asks.ask("POST", "/v2/jobs", document, **mine)).reason == "forbidden"
         assert (await asks.infer(FP32, floats(1), prefer="respond-async", **mine)).reason == "forbidden"

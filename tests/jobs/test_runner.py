@@ -49,6 +49,7 @@ class Model:
     looks: int = 0
     asked: list[bytes] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)
     calls: list[JobCall] = field(default_factory=list)
     abandoned: list[bool] = field(default_factory=list)
     done: list[JobCall] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Model:
     def submit(self, call: JobCall, target: Target, request: Request, *, timeout: float) -> None:
         self.asked.append(bytes(request.inputs[0].data))
         self.keys.append(request.idempotency)
+        self.traces.append(request.traceparent)
         self.calls.append(call)
         flight = self.flights["m"]
         flight.count += 1
@@ -204,6 +206,16 @@ async def test_spare_jobs_wait_while_the_model_is_asked_through_other_gateways(
         await eventually(lambda: model.asked, "it ran")
 
 
+async def test_the_trace_of_the_submission_goes_on(store: JobStore, bus: Bus) -> None:
+    model = Model()
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    request = Request(0, "", [Tensor("x", "UINT8", [1, 1], b"x")], traceparent=trace)
+    record = await store.submit(Submission(model="m", work=InferWork(request)))
+    async with running(bus, model):
+        await store.wait(record.id, 20)
+    assert model.traces == [trace]
+
+
 async def test_a_limited_number_is_held_here(store: JobStore, bus: Bus) -> None:
     model = Model(held=True)
     for number in range(40):
@@ -338,7 +350,14 @@ def _queued(bus: Bus, name: str) -> int:
     return int(queue.count(""))
 
 
-async def test_a_runner_that_stops_gives_its_jobs_back(store: JobStore, bus: Bus) -> None:
+async def test_a_runner_that_stops_gives_its_jobs_back(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer.jobs.lanes.ACK_WAIT", 1000.0)  # nothing comes back by itself
+    bus = connect("memory://runner", namespace=namespace)
+    await bus.start()
+    store = JobStore(bus, JobLimits())
+    await store.declare()
     model = Model(held=True)
     records = [await submit(store, b"%d" % number) for number in range(12)]
     async with running(bus, model):
@@ -350,6 +369,7 @@ async def test_a_runner_that_stops_gives_its_jobs_back(store: JobStore, bus: Bus
             assert (await store.wait(record.id, 20)).state is JobState.SUCCEEDED
     assert len(model.keys) == 20
     assert len(set(model.keys)) == 12
+    await bus.close()
 
 
 async def test_a_cancelled_job_is_abandoned_for_good(store: JobStore, bus: Bus) -> None:

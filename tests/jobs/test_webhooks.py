@@ -224,6 +224,14 @@ async def test_a_name_for_a_private_address_is_refused(bus: Bus) -> None:
     assert stats.webhooks["refused"] == 1
 
 
+async def test_a_private_address_is_refused_whoever_accepted_the_job(bus: Bus) -> None:
+    """The gateway that accepted it may have been told to allow it, or no gateway was asked at all."""
+    async with receiving() as receiver, teller(bus, "192.0.2.0/24") as webhooks:
+        record = await ended(webhooks._store, receiver.url)
+        assert await told(webhooks._store, record.id) == "failed"
+        assert not receiver.came
+
+
 async def test_https_is_verified(bus: Bus) -> None:
     authority = trustme.CA()
     server, mine = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
