@@ -49,7 +49,9 @@ def jobs() -> None:
 
 
 @jobs.command("list", context_settings=CONTEXT)
-@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only those in this state.")
+@click.option(
+    "--state", type=click.Choice([state.value for state in JobState]), help="Only those in this state."
+)
 @click.option("--model", default="", help="Only those of this model.")
 @click.option("--owner", help="Only those of this API key or user.")
 @click.option(
