@@ -60,7 +60,10 @@ def test_what_is_allowed() -> None:
             guard.check(host, ip_address(address))
 
 
-@pytest.mark.parametrize("entry", ["10.0.0.0/99", "a b", "http://x", "", "x" * 300])
+@pytest.mark.parametrize(
+    "entry",
+    ["10.0.0.0/99", "a b", "http://x", "", "x" * 300, "-a", "a..b", "x" * 40 + "!", "a." * 100 + "!"],
+)
 def test_what_cannot_be_allowed(entry: str) -> None:
     with pytest.raises(SetupError, match="neither a host nor a network"):
         Guard([entry])

@@ -232,6 +232,21 @@ async def test_a_private_address_is_refused_whoever_accepted_the_job(bus: Bus) -
         assert not receiver.came
 
 
+async def test_no_spelling_of_a_private_address_is_connected_to() -> None:
+    """Neither those that the parser of URLs makes addresses of, nor those that the system does."""
+    poster = Poster(Guard())
+    await poster.start()
+    async with receiving() as receiver:
+        for host in (
+            "127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0", "[::ffff:127.0.0.1]",
+            "\N{FULLWIDTH DIGIT ONE}27.0.0.1", "\N{CIRCLED DIGIT ONE}27.0.0.1", "1.1.1.1@127.0.0.1",
+        ):  # fmt: skip
+            outcome = await poster.post(f"http://{host}:{receiver.port}/", {}, b"{}")
+            assert outcome.problem, host
+        assert not receiver.came
+    await poster.close()
+
+
 async def test_https_is_verified(bus: Bus) -> None:
     authority = trustme.CA()
     server, mine = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
@@ -384,12 +399,16 @@ async def test_a_receiver_that_fails_is_left_alone_for_longer_each_time() -> Non
 
 async def test_hosts_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receivers, "_MOST_HOSTS", 5)
-    hosts = Hosts()
+    now = 0.0
+    hosts = Hosts(lambda: now)
     assert await hosts.enter("held")
+    held = hosts._hosts["held"]
     for number in range(50):
+        now += 1000
         assert await hosts.enter(str(number))
-        hosts.leave(str(number), well=True)
+        hosts.leave(str(number), well=number % 2 == 0)
     assert len(hosts._hosts) <= 6
+    assert hosts._hosts["held"] is held
 
 
 def test_receivers_are_what_they_are_for(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from qinfer.errors import Forbidden, SetupError
 
 Address: TypeAlias = IPv4Address | IPv6Address
 
-_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62}\.?)+", re.IGNORECASE)
+_HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.IGNORECASE)
 _LONGEST_HOST = 253
 
 # Addresses of IPv6 that stand for one of IPv4: mapped, translated (RFC 6052), compatible.
@@ -71,7 +71,14 @@ class Guard:
         Raises:
             Forbidden: it is.
         """
-        host = urlsplit(url).hostname or ""
+        self.check_host(urlsplit(url).hostname or "")
+
+    def check_host(self, host: str) -> None:
+        """Refuse a host that is an address which may not be connected to; names are not looked up.
+
+        Raises:
+            Forbidden: it is.
+        """
         try:
             address = ip_address(host.partition("%")[0])
         except ValueError:

@@ -19,13 +19,13 @@ _MOST_HOSTS = 10_000
 
 
 class _Host:
-    __slots__ = ("failures", "paused_until", "slots", "waiting")
+    __slots__ = ("failures", "inside", "paused_until", "slots")
 
     def __init__(self) -> None:
         self.slots = asyncio.Semaphore(_AT_ONCE)
         self.failures = 0
         self.paused_until = 0.0
-        self.waiting = 0
+        self.inside = 0  # that have a turn, or wait for one
 
 
 class Hosts:
@@ -49,20 +49,27 @@ class Hosts:
     async def enter(self, name: str) -> bool:
         """Have a turn with a host, to be given back with `leave`; False when none is free for a while."""
         if len(self._hosts) >= _MOST_HOSTS:
+            now = self._clock()
             self._hosts = {
-                name: host for name, host in self._hosts.items() if host.slots.locked() or host.failures
+                name: host for name, host in self._hosts.items() if host.inside or host.paused_until > now
             }
         host = self._hosts.setdefault(name, _Host())
+        host.inside += 1
         try:
             async with asyncio.timeout(_PATIENCE):
                 await host.slots.acquire()
         except TimeoutError:
+            host.inside -= 1
             return False
+        except BaseException:
+            host.inside -= 1
+            raise
         return True
 
     def leave(self, name: str, *, well: bool) -> None:
         """A turn is over; `well` when the host answered as it should."""
-        host = self._hosts.setdefault(name, _Host())
+        host = self._hosts[name]
+        host.inside -= 1
         host.slots.release()
         if well:
             host.failures = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import aiohttp
+from yarl import URL
 
 from qinfer.errors import Forbidden
 from qinfer_gateway.jobs.guard import Guard, GuardedResolver
@@ -82,8 +83,15 @@ class Poster:
         """Send one webhook. Never raises but for a cancellation."""
         assert self._session is not None
         try:
-            self._guard.check_url(url)  # addresses are not looked up
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            target = URL(url)
+        except ValueError:
+            return Outcome("the URL is none", final=True)
+        try:
+            # Addresses are not looked up; and what is checked is what will be connected to.
+            self._guard.check_host(target.raw_host or "")
+            async with self._session.post(
+                target, data=body, headers=headers, allow_redirects=False
+            ) as answer:
                 outcome = _judge(answer)
                 await answer.content.read(_READ)
                 return outcome
