@@ -193,6 +193,17 @@ async def test_a_stream_that_is_run_again_goes_on_where_it_was(actor: Actor, cli
     assert await read == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+async def test_a_second_run_that_is_shorter_ends_the_stream(actor: Actor, client: NatsClient) -> None:
+    stream = client.stream(MODEL, X)
+    first = asyncio.ensure_future(anext(stream))
+    request = await actor.asked()
+    actor.answer(request, 0, 1, 2)
+    assert float((await first)["y"][0, 0]) == 0
+    actor.answer(request, 0, 1, flags=FINAL)
+    async with asyncio.timeout(10):
+        assert await values(stream) == [1, 2]
+
+
 async def test_the_end_of_a_stream_may_come_by_itself(actor: Actor, client: NatsClient) -> None:
     for count in (0, 2):
         read = asyncio.create_task(values(client.stream(MODEL, X)))

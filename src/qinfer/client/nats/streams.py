@@ -53,9 +53,12 @@ class Responses(Call):
             return True
         if response.index < self._next:
             self._exchange.discard(response)
-            if response.index % (WINDOW // 2) == 0:
+            if response.flags & FINAL:  # this run was shorter than the one before
+                self._ended = True
+                self._changed.set()
+            elif response.index % (WINDOW // 2) == 0:
                 self._tell()  # the worker that began again has not heard it
-            return False
+            return self._ended
         if response.index - self._next <= 2 * WINDOW:  # more are never on their way
             self._later.setdefault(response.index, (frame, response))
         while not self._ended and self._next in self._later:
