@@ -313,6 +313,25 @@ async def test_others_go_first_and_cancelling_stops_it(running: Fleet, data: Pat
     assert not (data / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_one_whose_cancellation_was_not_heard_stops_all_the_same(
+    running: Fleet, data: Path, monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    monkeypatch.setattr("qinfer_gateway.jobs.batch._TELL_SECONDS", 0.05)
+    monkeypatch.setattr("qinfer_gateway.jobs.attempt.Attempts.cancel", lambda *_: True)
+    rows = gates(data, 6)
+    spec = {"input": "data/in.jsonl", "output": "data/out.jsonl", "chunk": 1}
+    job = (await submit(running.port, GATED, spec)).json()
+    await eventually(lambda: running.in_flight == MOST, "it runs")
+    assert running.gateway.jobs is not None
+    store = running.gateway.jobs.store
+    await (store.forget if forgotten else store.cancel)(job["id"])
+    await eventually(lambda: not running.in_flight, "it has stopped")
+    for row in rows:
+        row.touch()
+    assert not (data / "out.jsonl").exists()
+
+
 def told(log: Path) -> str:
     return log.read_text()
 

@@ -18,8 +18,10 @@ import msgspec
 
 from qinfer.client.base import ModelInfo
 from qinfer.errors import (
+    Cancelled,
     DeadlineExceeded,
     InvalidRequest,
+    JobNotFound,
     QInferError,
     QueueFull,
     Unavailable,
@@ -254,12 +256,16 @@ class Batches:
 
 
 class _Teller:
-    """Writes a job's progress into its record, now and then."""
+    """Writes a job's progress into its record, now and then; made by the task that runs it.
+
+    It sees what the notice of a cancellation, which may be lost, did not tell: then it cancels that task.
+    """
 
     def __init__(self, store: JobStore, job_id: str) -> None:
         self._store = store
         self._job_id = job_id
         self._progress: Progress | None = None
+        self._run = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
 
     def tell(self, progress: Progress) -> None:
@@ -278,17 +284,24 @@ class _Teller:
 
     async def _tell(self) -> None:
         while True:
-            progress, self._progress = self._progress, None
-            if progress is not None:
+            if self._progress is not None:
                 try:
-                    await self._write(progress)
+                    await self._write(self._progress)
+                except (Cancelled, JobNotFound):
+                    if self._run is not None:
+                        self._run.cancel()
+                    return
                 except QInferError as error:
                     logger.info("progress of job %s: %s", self._job_id, error)
             await asyncio.sleep(_TELL_SECONDS)
 
     async def _write(self, progress: Progress) -> None:
         done, total, failed = progress.rows, _total(progress), progress.failed
-        await self._store.change(self._job_id, lambda job: transitions.progressed(job, done, total, failed))
+        job = await self._store.change(
+            self._job_id, lambda job: transitions.progressed(job, done, total, failed)
+        )
+        if job.ended:
+            raise Cancelled("the job has ended, and not by this run")
 
 
 def _read(spec: dict[str, Any]) -> BatchSpec:
