@@ -14,7 +14,9 @@ from qinfer.bus import Bus, QueueSpec, connect
 from qinfer.claims import Claims
 from qinfer.errors import BusUnavailable, NoWorker, QInferError
 from qinfer.jobs import InferWork, JobLimits, JobOptions, JobRecord, JobState, JobStore, Submission
+from qinfer.jobs.data import JobData
 from qinfer.jobs.lanes import Lane
+from qinfer.jobs.stored import DataRef
 from qinfer.lifecycle import cancelled
 from qinfer.message import BatchInfo, Request, Response, ResponseFrame, Tensor
 from qinfer.registry import ModelRecord, TensorRecord
@@ -23,7 +25,7 @@ from qinfer_gateway.catalog import Target
 from qinfer_gateway.jobs import attempt as attempts_module
 from qinfer_gateway.jobs.attempt import Attempts
 from qinfer_gateway.jobs.call import JobCall
-from qinfer_gateway.jobs.lane import Shared, new_shares
+from qinfer_gateway.jobs.lane import ModelJobs, Shared, new_shares
 from qinfer_gateway.jobs.runner import JobRunner
 from qinfer_gateway.jobs.stats import JobStats
 from tests.helpers.waiting import eventually
@@ -370,6 +372,53 @@ async def test_a_runner_that_stops_gives_its_jobs_back(
     assert len(model.keys) == 20
     assert len(set(model.keys)) == 12
     await bus.close()
+
+
+async def test_leases_are_renewed_whatever_the_broker_takes_to_tell_of_the_queue(
+    store: JobStore, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer_gateway.jobs.runner.BEAT", 0.02)
+    looks, renewed = 0, 0
+
+    async def backlog(*_: str) -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.Event().wait()
+
+    def alive(_: ModelJobs) -> None:
+        nonlocal renewed
+        renewed += 1
+
+    model = Model(held=True)
+    await submit(store, b"x")
+    async with running(bus, model):
+        await eventually(lambda: model.calls, "it runs")
+        monkeypatch.setattr(bus, "backlog", backlog)
+        monkeypatch.setattr(ModelJobs, "alive", alive)
+        await eventually(lambda: looks == 1, "it looks how many jobs wait")
+        before = renewed
+        await eventually(lambda: renewed > before + 3, "leases are renewed")
+        assert looks == 1
+
+
+async def test_nothing_is_left_of_a_job_that_is_forgotten_as_its_result_is_stored(
+    store: JobStore, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = JobData.put
+
+    async def put_and_forget(self: JobData, ref: DataRef, data: bytes, *, lifetime: float) -> None:
+        await put(self, ref, data, lifetime=lifetime)
+        await store.forget(record.id)
+
+    record = await submit(store, b"x")
+    monkeypatch.setattr(JobData, "put", put_and_forget)
+    model = Model(held=True)
+    async with running(bus, model):
+        await eventually(lambda: model.calls, "it runs")
+        model.answer(model.calls[0])
+        await eventually(lambda: not _queued_lane(bus), "it is done with")
+    assert await store.data.table.keys(record.id) == []
+    assert await store.data.table.size() == 0
 
 
 async def test_a_cancelled_job_is_abandoned_for_good(store: JobStore, bus: Bus) -> None:

@@ -218,7 +218,11 @@ class Attempts:
             data = await _encoded(frame)
             ref = store.data.place(job.id, "out", len(data))
             await store.data.put(ref, data, lifetime=job.keep + _MARGIN)
-        ended = await store.change(job.id, lambda job: transitions.succeeded(job, ref, store.now_us()))
+        try:
+            ended = await store.change(job.id, lambda job: transitions.succeeded(job, ref, store.now_us()))
+        except JobNotFound:  # forgotten meanwhile
+            await store.data.remove(ref)
+            raise
         if ended.result != ref:  # somebody else was faster, or did not want it any more
             await store.data.remove(ref)
         else:

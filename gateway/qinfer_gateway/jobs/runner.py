@@ -63,6 +63,7 @@ class JobRunner:
             self._tasks = [
                 asyncio.create_task(self._beat(), name="job leases"),
                 asyncio.create_task(self._open(), name="job lanes"),
+                asyncio.create_task(self._look(), name="waiting jobs"),
             ]
 
     async def close(self, timeout: float) -> None:
@@ -72,8 +73,8 @@ class JobRunner:
         tasks, self._tasks = self._tasks, []
         if not tasks:
             return
-        beat, opening = tasks
-        await cancelled(opening)
+        beat, *others = tasks
+        await cancelled(*others)
         await asyncio.gather(self._timers.close(), *(jobs.close(timeout) for jobs in self._models.values()))
         await cancelled(beat)
         self._models.clear()
@@ -111,15 +112,17 @@ class JobRunner:
                 jobs.drop(job_id)
 
     async def _beat(self) -> None:
-        """Renew the leases, and look now and then how many jobs wait."""
-        beats = 0
+        """Renew the leases. Waits for nothing else: they would be over."""
         while True:
             await asyncio.sleep(BEAT)
             for jobs in self._models.values():
                 jobs.alive()
-            beats += 1
-            if beats % _COUNT_BEATS == 0:
-                await self._count()
+
+    async def _look(self) -> None:
+        """Look now and then how many jobs wait."""
+        while True:
+            await asyncio.sleep(_COUNT_BEATS * BEAT)
+            await self._count()
 
     async def _count(self) -> None:
         waiting: Counter[str] = Counter()
