@@ -10,10 +10,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from qinfer.jobs.stored import StoredJob
+from qinfer.jobs.submission import Submitter
+from qinfer_gateway.http.exchange import Exchange
 from qinfer_gateway.jobs.stats import JobsCollector
-from tests.helpers.http import floats, tensor
+from tests.helpers.http import connect, floats, infer, tensor
 from tests.helpers.served_models import GATED, IDENTITY, PICKY, RAISES, SAYS_ALL, VERSIONS
 from tests.helpers.system import Fleet, fleet
 from tests.helpers.waiting import PATIENCE, eventually
@@ -67,6 +71,36 @@ async def test_a_request_becomes_a_job(served: Fleet, asks: Client) -> None:
     synchronous = await asks.infer(FP32, {**floats(1, 2), "id": "mine"})
     assert result.status == 200
     assert result.json == synchronous.json
+
+
+async def test_who_leaves_in_the_middle_leaves_no_half_of_a_job(
+    served: Fleet, asks: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, left = asyncio.Event(), asyncio.Event()
+    enqueue = Submitter.enqueue
+
+    async def enqueue_late(self: Submitter, job: StoredJob) -> None:
+        stored.set()
+        await left.wait()
+        await enqueue(self, job)
+
+    disconnects = []
+    on_disconnect = Exchange.on_disconnect
+
+    def note(self: Exchange) -> None:
+        on_disconnect(self)
+        disconnects.append(self)
+
+    monkeypatch.setattr(Submitter, "enqueue", enqueue_late)
+    monkeypatch.setattr(Exchange, "on_disconnect", note)
+    async with connect(served.port) as connection:
+        connection.send(infer(FP32, floats(1), "prefer: respond-async"))
+        async with asyncio.timeout(PATIENCE):
+            await stored.wait()
+    await eventually(lambda: disconnects, "the gateway knows that they have gone")
+    left.set()
+    (job,) = (await asks.ask("GET", "/v2/jobs")).json["jobs"]
+    assert (await asks.ended(job["id"]))["state"] == "succeeded"
 
 
 async def test_waiting_for_the_result_in_the_call(served: Fleet, asks: Client, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Deferred:
     def __init__(self, jobs: JobService, *, ids_are_keys: bool) -> None:
         self._jobs = jobs
         self._ids_are_keys = ids_are_keys
+        self._submitting: set[asyncio.Task[JobRecord]] = set()
 
     def take(
         self,
@@ -90,14 +91,7 @@ class Deferred:
     async def _answer(self, exchange: Exchange, wanted: Wanted) -> None:
         ends = monotonic() + wanted.preference.wait
         try:
-            record = await self._jobs.submit(
-                wanted.target,
-                wanted.body.request,
-                wanted.options,
-                submitter=wanted.principal,
-                form=form_of(wanted.body),
-                key=wanted.key,
-            )
+            record = await self._submitted(wanted)
         except QInferError as error:
             exchange.request_id = wanted.body.request.request_id
             exchange.reject(error)
@@ -115,6 +109,27 @@ class Deferred:
             exchange.failed(error)
             return
         exchange.respond(accepted(record, wanted.preference))
+
+    async def _submitted(self, wanted: Wanted) -> JobRecord:
+        """The job. A caller who leaves meanwhile does not leave one that is stored and never queued."""
+        submitting = asyncio.create_task(
+            self._jobs.submit(
+                wanted.target,
+                wanted.body.request,
+                wanted.options,
+                submitter=wanted.principal,
+                form=form_of(wanted.body),
+                key=wanted.key,
+            )
+        )
+        self._submitting.add(submitting)
+        submitting.add_done_callback(self._done)
+        return await asyncio.shield(submitting)
+
+    def _done(self, submitting: asyncio.Task[JobRecord]) -> None:
+        self._submitting.discard(submitting)
+        if not submitting.cancelled():
+            submitting.exception()  # or asyncio would complain, where its caller has gone
 
     async def _result(self, exchange: Exchange, record: JobRecord, seconds: float) -> bool:
         """Whether the result was there in time, and was told."""
