@@ -73,6 +73,11 @@ class Call:
         """One of many responses is here: whether it is the last, which `answered` or `failed` get then."""
         return True
 
+    @property
+    def gapless(self) -> bool:
+        """Whether every one of many responses up to the latest has come."""
+        return False
+
     def dropped(self) -> None:
         """Nobody reads the rest of its responses."""
 

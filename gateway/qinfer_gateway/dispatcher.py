@@ -283,7 +283,10 @@ class Dispatcher:
     def _ends(self, call: Call, frame: ResponseFrame, response: Response) -> bool:
         """Whether a response is a call's last, and complete."""
         if call.takes_many:
-            return call.arrived(frame, response)
+            last = call.arrived(frame, response)
+            if not last and call.gapless:
+                self._recovery.heard(call)
+            return last
         self._detours.fetch(call, frame, response)
         return False
 

@@ -54,7 +54,8 @@ class StreamCall(Call):
     takes_many: ClassVar[bool] = True
 
     __slots__ = (
-        "_attempt", "_changed", "_ended", "_error", "_expected", "_streams", "_taken", "_told", "_waiting",
+        "_attempt", "_changed", "_ended", "_error", "_expected", "_gapless", "_streams", "_taken", "_told",
+        "_waiting",
     )  # fmt: skip
 
     def __init__(self, started: float) -> None:
@@ -66,6 +67,7 @@ class StreamCall(Call):
         self._error: QInferError | None = None  # why
         self._attempt = 0  # the latest that a response was of
         self._expected = 0  # index of the next response
+        self._gapless = False
         self._taken = 0  # by the reader
         self._told = 0  # of those, to the worker
 
@@ -115,6 +117,7 @@ class StreamCall(Call):
             self._discard(response)
             response.outputs, response.parameters, response.flags = [], {}, FINAL | END
         elif early:
+            self._gapless = self._gapless and early < 0
             self._discard(response)
             return False
         if final:
@@ -138,6 +141,10 @@ class StreamCall(Call):
             self._error = error
             self._changed.set()
 
+    @property
+    def gapless(self) -> bool:
+        return self._gapless
+
     def dropped(self) -> None:
         """Nobody reads any more."""
         while self._waiting:
@@ -147,6 +154,7 @@ class StreamCall(Call):
         if not self._expected and self._streams is not None:
             self._streams.begun(self)
         self._expected += 1
+        self._gapless = True
         self._waiting.append(Streamed(frame.model_version, response, final))
         self._changed.set()
 

@@ -14,7 +14,8 @@ from qinfer.naming import Names
 from qinfer_gateway.dispatcher import Dispatcher
 from qinfer_gateway.observer import Observer
 from tests.gateway.test_dispatcher import Stage, StubCall, settled, target
-from tests.helpers.waiting import eventually
+from tests.gateway.test_streams import Script
+from tests.helpers.waiting import Mailbox, eventually
 
 
 class LossyBus(MemoryBus):
@@ -149,6 +150,29 @@ async def test_an_answer_that_comes_late_is_taken_and_nothing_is_sent_again(
     assert await stage.attempts() == [0], "the next frame is the next call's"
     await answered(stage, later)
     assert stage.stats.resent == 0
+    await stage.dispatcher.drain(0)
+
+
+@pytest.mark.parametrize(("lost", "comes", "again"), [((), (1,), 0), ((1,), (2,), 1), ((), (), 1)])
+async def test_a_stream_that_goes_on_without_a_gap_is_not_begun_again(
+    buses: tuple[LossyBus, MemoryBus], lost: tuple[int, ...], comes: tuple[int, ...], again: int
+) -> None:
+    stage = LossyStage(*buses, grace=30.0)
+    await stage.serve()
+    script = Script(stage, Mailbox())
+    await script.begin()
+    script.say(0)
+    assert await script.read(1) == [0]
+    stage.client.cut()
+    script.say(*lost)
+    await settled()
+    stage.client.restore()
+    script.say(*comes)
+    await settled()
+    recovery = stage.dispatcher._recovery
+    recovery._grace = 0.0  # it is over
+    recovery._resend_doubtful()
+    assert stage.stats.resent == again
     await stage.dispatcher.drain(0)
 
 
