@@ -46,6 +46,15 @@ class Fleet:
         async with asyncio.timeout(DEADLINE):
             self.addresses = json.loads(await self.process.stdout.readline())
 
+    async def says(self, what: str) -> str:
+        """Wait until it has said something; returns the line. What it said until then is not in `exit`."""
+        assert self.process.stderr is not None
+        async with asyncio.timeout(DEADLINE):
+            async for line in self.process.stderr:
+                if what in line.decode():
+                    return line.decode()
+        raise AssertionError(f"it ended without a word of {what!r}")
+
     async def exit(self) -> tuple[int, str]:
         """Wait for the end; returns exit status and standard error."""
         async with asyncio.timeout(DEADLINE):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
 from qinfer.proto import METHODS
 from qinfer.telemetry.logs import configure_logging
@@ -41,6 +44,9 @@ async def test_credentials_go_nowhere(
     issuer = Issuer()
     token, key, wrong = issuer.token(), key_of("alice"), "qk_this-one-is-wrong"
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    # By itself it writes to what was standard output when it was imported, in whatever test that was.
+    exporter = partial(ConsoleSpanExporter, out=sys.stdout)
+    monkeypatch.setattr("qinfer.telemetry.provider._exporter_class", lambda *_: exporter)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
     options = {
         "keys_file": write_keys(tmp_path / "keys.yaml", alice={"models": ["*"]}),
