@@ -18,8 +18,9 @@ from tests.helpers.kafka import unavailable
 from loadtest import environment
 from loadtest.kafka.chaos import break_everything
 from loadtest.kafka.report import ChaosResult, ThroughputResult, keep
-from loadtest.kafka.throughput import measure
+from loadtest.kafka.throughput import FORMATS, Format, measure
 from qinfer.errors import SetupError
+from qinfer_workers.backends.threads import available_cpus
 
 _SEEDS = 1_000_000
 
@@ -60,28 +61,51 @@ def chaos(records: int, seconds: float, seed: int | None, kept: bool, report: bo
 
 
 @main.command()
-@click.option("--format", "written_as", type=click.Choice(["raw", "json"]), default="raw", show_default=True)
-@click.option("--records", type=click.IntRange(min=10_000), default=200_000, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--backlog", type=click.IntRange(min=0), default=1_000_000, show_default=True)
+@click.option(
+    "--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated; else all."
+)
+@click.option("--raw-backlog", type=click.IntRange(min=10_000), default=1_500_000, show_default=True)
+@click.option("--json-backlog", type=click.IntRange(min=10_000), default=800_000, show_default=True)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="Of each run."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=available_cpus, help="Of the scorer, beside 1."
+)
+@click.option("--whole/--no-whole", default=True, show_default=True, help="Score a raw backlog to its end.")
 @click.option("--report/--no-report", default=True, show_default=True, help="Write docs/kafka.md.")
-def throughput(written_as: str, records: int, rounds: int, backlog: int, report: bool) -> None:
+def throughput(
+    formats: tuple[Format, ...],
+    raw_backlog: int,
+    json_backlog: int,
+    seconds: float,
+    rounds: int,
+    processes: int,
+    whole: bool,
+    report: bool,
+) -> None:
     """Score a backlog, beside a plain loop, in one interleaved run."""
     console = Console(highlight=False)
     machine, commit = environment.machine(), environment.commit()
+    sizes: dict[Format, int] = {"raw": raw_backlog, "json": json_backlog}
+    backlog = {written_as: sizes[written_as] for written_as in formats or FORMATS}
     with tempfile.TemporaryDirectory(prefix="qinfer-kafka-") as directory:
         figures = asyncio.run(
             measure(
                 Path(directory) / "run",
-                written_as=written_as,
-                records=records,
-                rounds=rounds,
                 backlog=backlog,
+                seconds=seconds,
+                rounds=rounds,
+                processes=processes,
+                whole=whole and "raw" in backlog,
                 say=console.print,
             )
         )
-    for system in ("at-least-once", "exactly-once"):
-        console.print(f"{system}: {figures.factor(system):.1f} times the plain loop")
+    for written_as in backlog:
+        for system in figures.systems:
+            factor = figures.factor(system, written_as)
+            console.print(f"{written_as}: {system}: {factor:.1f} times the plain loop")
     if report:
         keep(ThroughputResult(day=_today(), commit=commit, machine=machine, throughput=figures))
 

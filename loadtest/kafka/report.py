@@ -10,12 +10,13 @@ import msgspec
 from loadtest import environment
 from loadtest.chaos.report import replaced
 from loadtest.kafka.chaos import FAULTS, Outcome
-from loadtest.kafka.throughput import SYSTEMS, Throughput
+from loadtest.kafka.throughput import Throughput
 
 CHAOS, THROUGHPUT = "kafka-chaos", "kafka-throughput"
 """Marks in docs/kafka.md: what lies from `<!-- name -->` to `<!-- /name -->` is written here."""
 
 _RESULTS = environment.ROOT / "loadtest" / "results"
+_RECORDS = {"raw": "Records of 64 raw numbers", "json": "Records of JSON with 64 numbers"}
 _PAGE = environment.ROOT / "docs" / "kafka.md"
 
 
@@ -88,22 +89,25 @@ def _chaos(result: ChaosResult) -> Iterator[str]:
 
 def _throughput(result: ThroughputResult) -> Iterator[str]:
     figures = result.throughput
-    records = "64 raw numbers" if figures.written_as == "raw" else "JSON with 64 numbers"
-    yield from ("", _where(result) + f" Records are {records}.", "")
-    yield "| | records/s, median | times the plain loop | CPU µs a record | memory, MB |"
-    yield "|---|---|---|---|---|"
-    for system in SYSTEMS:
-        rates = [rate for rate in figures.rates if rate.system == system]
-        cpu = min(rate.cpu_us for rate in rates)
-        memory = max(rate.peak_mb for rate in rates)
-        yield _row(system, figures.median(system), figures.factor(system), cpu, memory)
-    long = figures.backlog
-    if long is not None:
-        factor = long.records_per_second / figures.median("plain loop")
-        name = f"{long.system}, backlog of {figures.backlog_records:,}"
-        yield _row(name, long.records_per_second, factor, long.cpu_us, long.peak_mb)
-    yield ""
+    plain, *_ = figures.systems
+    yield from ("", _where(result), "")
+    for written_as, backlog in figures.backlog.items():
+        yield f"{_RECORDS[written_as]}, a backlog of {backlog:,}:"
+        yield ""
+        yield "| | records/s, median | times the plain loop | CPU µs a record | memory, MB |"
+        yield "|---|---|---|---|---|"
+        loop = figures.median(plain, written_as)
+        for system in figures.systems:
+            rates = figures.of(system, written_as)
+            cpu = min(rate.cpu_us for rate in rates)
+            memory = max(rate.peak_mb for rate in rates)
+            yield _row(system, figures.median(system, written_as), loop, cpu, memory)
+        whole = figures.whole
+        if whole is not None and whole.written_as == written_as:
+            name = f"{whole.system}, to the end of the backlog"
+            yield _row(name, whole.records_per_second, loop, whole.cpu_us, whole.peak_mb)
+        yield ""
 
 
-def _row(name: str, rate: float, factor: float, cpu_us: float, memory_mb: float) -> str:
-    return f"| {name} | {rate:,.0f} | {factor:.1f} | {cpu_us:.0f} | {memory_mb:.0f} |"
+def _row(name: str, rate: float, loop: float, cpu_us: float, memory_mb: float) -> str:
+    return f"| {name} | {rate:,.0f} | {rate / loop:.1f} | {cpu_us:.0f} | {memory_mb:.0f} |"

@@ -117,6 +117,7 @@ class Process:
         return await asyncio.to_thread(self._process.wait, timeout)
 
 
-def start_scorer(pipeline: Path, log: Path) -> Process:
+def start_scorer(pipeline: Path, log: Path, *, processes: int = 1) -> Process:
     """Start `qinfer kafka-score`."""
-    return Process([sys.executable, "-m", "qinfer", "kafka-score", str(pipeline)], log)
+    command = [sys.executable, "-m", "qinfer", "kafka-score", str(pipeline), f"--processes={processes}"]
+    return Process(command, log)

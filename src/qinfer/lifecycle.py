@@ -19,6 +19,9 @@ NOTIFY_VARIABLE = "NOTIFY_SOCKET"
 READY = b"READY=1"
 """What a process sends there when it is ready."""
 
+LOADED = b"X_QINFER_LOADED=1"
+"""What a scorer sends there before: topics, models and formats are as they should be."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TERMINAL = "/dev/tty"
 _AGAIN = 0.1  # seconds between two cancellations of a task

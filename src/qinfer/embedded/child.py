@@ -58,6 +58,7 @@ class Child:
         output: file that its standard output and error are appended to; None to inherit ours.
         pass_fds: file descriptors the child inherits.
         ready: waits until the process just started is ready, with a deadline of its own; raises `SetupError`.
+        on_death: called with the exit status whenever a process ended unasked after it was ready.
         on_restart: called when the process is back after a death.
         backoff: delays between starts.
     """
@@ -71,6 +72,7 @@ class Child:
         output: Path | None = None,
         pass_fds: Sequence[int] = (),
         ready: Callable[[], Awaitable[None]] | None = None,
+        on_death: Callable[[int], None] | None = None,
         on_restart: Callable[[], None] | None = None,
         backoff: Backoff | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class Child:
         self._output = output
         self._pass_fds = tuple(pass_fds)
         self._ready = ready
+        self._on_death = on_death
         self._on_restart = on_restart
         self._backoff = backoff or Backoff()
         self._process: asyncio.subprocess.Process | None = None
@@ -209,6 +212,8 @@ class Child:
             self._last_status = status
             self._died.set()
             logger.error("%s (pid %d) %s", self.name, self._process.pid, describe(status))
+            if self._on_death is not None:
+                self._on_death(status)
             if not await self._bring_back(loop.time() - started):
                 return
             started = loop.time()

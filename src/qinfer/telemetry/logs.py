@@ -34,6 +34,12 @@ _NEEDS_QUOTES = re.compile(r"[\s\"=\\]|[^\x20-\x7e]|^$")
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+def hold_back_secrets() -> None:
+    """Keep the logger that shows requests to Kafka above DEBUG: in one of them is the password."""
+    requests = logging.getLogger("aiokafka.conn")
+    requests.setLevel(max(logging.INFO, requests.getEffectiveLevel()))
+
+
 def redact(url: str) -> str:
     """A URL, or a comma-separated list of them, without user, password, token and secret query parameters.
 

@@ -9,9 +9,14 @@ from qinfer.repository import ModelConfig
 
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
+SHARED_BY_VARIABLE = "QINFER_CPUS_SHARED_BY"
+"""Environment variable in which a supervisor tells a process how many like it share the CPUs."""
+
 
 def available_cpus(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
-    """CPUs this process may use: its affinity mask, cut to the container's CPU quota; at least 1.
+    """CPUs this process may use: its affinity mask, cut to the container's CPU quota, and its share of them.
+
+    At least 1.
 
     Args:
         cpu_max: the cgroup v2 file that holds the quota: microseconds of CPU and of wall time, or "max".
@@ -22,8 +27,13 @@ def available_cpus(cpu_max: Path = _CGROUP_CPU_MAX) -> int:
         if quota != "max":
             cpus = min(cpus, int(quota) // int(period))
     except (OSError, ValueError):
-        return max(1, cpus)  # no cgroup v2: no quota to heed
-    return max(1, cpus)
+        pass  # no cgroup v2: no quota to heed
+    return max(1, cpus // _sharing())
+
+
+def _sharing() -> int:
+    given = os.environ.get(SHARED_BY_VARIABLE, "")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 def threads_per_instance(config: ModelConfig) -> int:

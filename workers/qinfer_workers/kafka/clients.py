@@ -6,12 +6,12 @@ Everything that imports aiokafka is imported after `require`.
 from __future__ import annotations
 
 import importlib
-import logging
 import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qinfer.errors import BusUnavailable, QInferError, SetupError
+from qinfer.telemetry.logs import hold_back_secrets
 from qinfer_workers.kafka.contract import Client, Pipeline
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def new_consumer(pipeline: Pipeline) -> AIOKafkaConsumer:
         **{
             "group_id": pipeline.group,
             "enable_auto_commit": False,
-            "auto_offset_reset": pipeline.start,
+            # Where a group begins is said by the session. This is for what was deleted before it was read:
+            # go on with what is left, and skip none of that.
+            "auto_offset_reset": "earliest",
             "isolation_level": "read_committed",
             # Eager, as all of aiokafka's are, but partitions mostly stay where they are.
             "partition_assignment_strategy": (StickyPartitionAssignor,),
@@ -134,8 +136,7 @@ def as_error(error: BaseException, what: str) -> QInferError:
 
 
 def _common(client: Client) -> dict[str, Any]:
-    # At DEBUG it shows the requests themselves, and in one of them is the password.
-    logging.getLogger("aiokafka.conn").setLevel(logging.INFO)
+    hold_back_secrets()
     options = {"bootstrap_servers": client.bootstrap, "client_id": "qinfer-kafka-score", **client.options}
     if "SSL" in str(options.get("security_protocol", "")).upper():
         options["ssl_context"] = _tls(client)

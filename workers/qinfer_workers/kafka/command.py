@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import click
 
 from qinfer.cli.options import CONTEXT, logging_options, metrics_options, namespace_option
+
+_MOST_PROCESSES = 64
 
 
 def _show_schema(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -21,6 +24,19 @@ def _show_schema(context: click.Context, _: click.Parameter, wanted: bool) -> No
         context.exit()
 
 
+class _Processes(click.ParamType[int]):
+    """A number of processes, or "auto"."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "auto":
+            from qinfer_workers.backends.threads import available_cpus
+
+            return min(_MOST_PROCESSES, available_cpus())
+        return click.IntRange(1, _MOST_PROCESSES).convert(value, param, ctx)
+
+
 @click.command(
     "kafka-score",
     context_settings=CONTEXT,
@@ -29,6 +45,7 @@ Examples:
   qinfer kafka-score pipeline.yaml
   qinfer kafka-score pipeline.yaml --check
   qinfer kafka-score pipeline.yaml --metrics-port 8002
+  qinfer kafka-score pipeline.yaml --processes auto
 
 Any number of scorers may share a pipeline: Kafka gives each its part of the partitions. SIGTERM stops one
 when what it has in hand is committed, and its partitions go to the others; a second one stops it at once.
@@ -44,10 +61,19 @@ docs/kafka.md describes the file.""",
     callback=_show_schema,
     help="Print the JSON Schema of the file.",
 )
+@click.option(
+    "--processes",
+    type=_Processes(),
+    default=1,
+    show_default=True,
+    help="Scorer processes, which share the partitions; auto for one a CPU.",
+)
 @namespace_option
 @metrics_options
 @logging_options
-def kafka_score(pipeline: Path, check: bool, log_level: str, log_format: Any, **given: Any) -> None:
+def kafka_score(
+    pipeline: Path, check: bool, processes: int, log_level: str, log_format: Any, **given: Any
+) -> None:
     """Score a Kafka topic: read records, have models score them, write the results."""
     from qinfer_workers.kafka.clients import require
     from qinfer_workers.kafka.pipeline import read
@@ -62,5 +88,15 @@ def kafka_score(pipeline: Path, check: bool, log_level: str, log_format: Any, **
     from qinfer.telemetry.logs import configure_logging
     from qinfer_workers.kafka.server import ScorerOptions, serve
 
-    configure_logging(role="kafka-score", instance=str(os.getpid()), level=log_level, log_format=log_format)
-    uvloop.run(serve(loaded, ScorerOptions(**given)))
+    options = ScorerOptions(**given)
+    instance = str(os.getpid()) if processes == 1 else "supervisor"
+    configure_logging(role="kafka-score", instance=instance, level=log_level, log_format=log_format)
+    if processes == 1:
+        uvloop.run(serve(loaded, options))
+        return
+    from qinfer_workers.kafka.processes import Scorers
+
+    arguments = [str(pipeline), f"--log-level={log_level}", f"--log-format={log_format}"]
+    status = asyncio.run(Scorers(loaded, arguments, options, processes).run())
+    if status:
+        raise SystemExit(status)

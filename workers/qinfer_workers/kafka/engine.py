@@ -70,6 +70,8 @@ class Engine:
         self._session: Session | None = None
         self._stopping: asyncio.Event | None = None
         self._problem = ""
+        self.loaded = asyncio.Event()
+        """Set once topics, models and formats are as they should be."""
 
     @property
     def health(self) -> Health:
@@ -97,6 +99,7 @@ class Engine:
             codec = self._pipeline.codec(await self._scorer.start())
             stack.push_async_callback(codec.close)
             await codec.start()
+            self.loaded.set()
             stages = Stages(self._pipeline, codec, self._scorer, self._stats, self._spans)
             stack.callback(stages.close)
             leftovers = Leftovers()

@@ -44,7 +44,7 @@ class Lane:
         """Records it was given and has not committed yet."""
         self.in_flight_bytes = 0
         """Of their values."""
-        self.closed = False
+        self._closed = False
         self._sink = sink
         self._interval = limits.commit_interval_ms / 1000
         self._rows = limits.commit_rows
@@ -77,9 +77,9 @@ class Lane:
 
     async def close(self) -> None:
         """Stop, and abandon what was not committed. Idempotent."""
-        if self.closed and self._task.done():
+        if self._closed:
             return
-        self.closed = True
+        self._closed = True
         await cancelled(self._task)
         if self.in_flight:
             await self._sink.abandon()
@@ -88,7 +88,6 @@ class Lane:
         try:
             await self._work()
         except Exception as error:  # noqa: BLE001 (handed to the session, which ends of it)
-            self.closed = True
             self._on_failure(error)
 
     async def _work(self) -> None:

@@ -156,7 +156,18 @@ def _check(document: Document, file: settings.PipelineSettings) -> None:
         version = str(file.models[place].version)
         if version and not version.isdecimal():
             document.fault(f"models[{place}].version", f"found {version}; expected a decimal number")
+    _check_transactions(document, file)
     _check_access(document, file)
+
+
+def _check_transactions(document: Document, file: settings.PipelineSettings) -> None:
+    age, timeout = file.limits.commit_interval_ms / 1000, file.kafka.transaction_timeout
+    if file.delivery == "exactly-once" and age >= timeout:
+        document.fault(
+            "limits.commit_interval_ms",
+            f"found {age:g} s; expected less than kafka.transaction_timeout, which is {timeout:g} s: brokers "
+            "would abort every transaction",
+        )
 
 
 def _check_access(document: Document, file: settings.PipelineSettings) -> None:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from qinfer.lifecycle import READY, cancelled, notify, until_stopped
+from qinfer.lifecycle import LOADED, READY, cancelled, notify, until_stopped
 from qinfer.telemetry.metrics import WorkerCollector, new_registry
 from qinfer.telemetry.server import MetricsServer
 from qinfer.telemetry.stats import ModelStats
@@ -110,7 +110,9 @@ def _scorer(pipeline: Pipeline, namespace: str) -> tuple[Scorer, Callable[[], Se
 
 
 async def _tell(engine: Engine) -> None:
-    """Tell whoever started this process when it has its partitions."""
+    """Tell whoever started this process when it has loaded, and when it has its partitions."""
+    await engine.loaded.wait()
+    notify(LOADED)
     while engine.health.state != "running":  # noqa: ASYNC110 (asked now and then by probes, too)
         await asyncio.sleep(_LOOK)
     gc.freeze()  # models and modules live as long as the process: keep the collector off them

@@ -91,7 +91,6 @@ class Session:
         """
         self._stats.progress = self._progress
         tasks: list[asyncio.Future[Any]] = []
-        finished = False
         try:
             if not self._exactly_once:
                 self._shared = await self._producer("")
@@ -104,16 +103,16 @@ class Session:
                 if done.done():
                     done.result()
             await self._drain(self._limits.drain_timeout)
-            finished = True
         finally:
             await cancelled(*tasks)
-            await self._close(abandoned=not finished)
+            await self._close()
 
     # Reading
 
     async def _read(self, stopping: asyncio.Event) -> None:
         """Form groups until `stopping`, of partitions that have room."""
         window = self._pipeline.window
+        most = self._limits.max_in_flight_bytes // _GROUPS
         loop = asyncio.get_running_loop()
         stop = asyncio.ensure_future(stopping.wait())
         try:
@@ -129,7 +128,7 @@ class Session:
                     if got and not parts:
                         closes = loop.time() + window.max_delay_ms / 1000
                     self._take(group, parts, got)
-                    if not got and parts:
+                    if parts and (not got or sum([part.size for _, part in parts]) >= most):
                         break
                 if parts:
                     await self._dispatch(stop, group, parts)
@@ -144,16 +143,22 @@ class Session:
             await self._either(stop, self._assigned, _IDLE_POLL)
             return await self._ask(stop, [_NOBODY], 0.0, 1)  # trouble with joining is told here only
         rows, size = self._share()
-        open_ones = [
-            source
+        open_ones = {
+            source: lane
             for source, lane in self._lanes.items()
             if lane.in_flight < rows and lane.in_flight_bytes < size
-        ]
+        }
         if not open_ones:
             self._room.clear()
             await self._either(stop, self._room, wait)
             return {}
-        return await self._ask(stop, open_ones, wait, count)
+        got = await self._ask(stop, open_ones, wait, count)
+        # A poll may outlast a rebalance, and then bring what its partition's new lane reads again.
+        return {
+            source: records
+            for source, records in got.items()
+            if self._lanes.get(source) is open_ones.get(source)
+        }
 
     async def _ask(
         self, stop: asyncio.Future[Any], sources: Collection[TopicPartition], wait: float, count: int
@@ -237,8 +242,8 @@ class Session:
         begun, and locks that one out. Only then is it known how far that one got.
         """
         self._stats.rebalances += 1
-        for source in [source for source in self._producers if source not in sources]:
-            await self._leftovers.close(self._producers.pop(source).stop())
+        gone = [source for source in self._producers if source not in sources]
+        await asyncio.gather(*(self._leftovers.close(self._producers.pop(source).stop()) for source in gone))
         # Committed before the partition's share is used up, so that reading goes on meanwhile.
         share = self._limits.max_in_flight // max(1, len(sources))
         limits = replace(self._limits, commit_rows=max(1, min(self._limits.commit_rows, share // 2)))
@@ -261,6 +266,9 @@ class Session:
                 else self._consumer.end_offsets
             )
             position = (await find([source]))[source]
+            if self._pipeline.start == "latest":
+                # At once: what comes while nobody has the partition lies behind the end, not before it.
+                await self._commit(source, position)
         # No await from here to the lane: what was read before is thrown away, what is read after is its own.
         self._consumer.seek(source, position)
         self._lanes[source] = Lane(
@@ -283,7 +291,8 @@ class Session:
             )
         producer = self._producers.get(source)
         if producer is None:
-            producer = await self._producer(f"{group}-{source.topic}-{source.partition}")
+            # No topic has a colon in its name: no two pipelines come to the same id.
+            producer = await self._producer(f"{group}:{source.topic}:{source.partition}")
             self._producers[source] = producer
         return TransactionalSink(source, producer, self._output, self._dead, group=group, stats=self._stats)
 
@@ -317,6 +326,7 @@ class Session:
     async def _drain(self, timeout: float) -> None:
         lanes, self._lanes = self._lanes, {}
         done = await asyncio.gather(*(lane.drain(timeout) for lane in lanes.values()))
+        unusable: list[AIOKafkaProducer] = []
         for lane, drained in zip(lanes.values(), done, strict=True):
             if not drained:
                 logger.warning(
@@ -328,11 +338,11 @@ class Session:
                 # In the middle of a transaction, perhaps: not to be used again.
                 producer = self._producers.pop(lane.source, None)
                 if producer is not None:
-                    await self._leftovers.close(producer.stop())
+                    unusable.append(producer)
+        await asyncio.gather(*(self._leftovers.close(producer.stop()) for producer in unusable))
 
-    async def _close(self, *, abandoned: bool) -> None:
-        if abandoned:
-            await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+    async def _close(self) -> None:
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
         await cancelled(*self._groups)
         self._stats.progress = dict
         await self._leftovers.close(self._consumer.stop())  # leaves the group at once

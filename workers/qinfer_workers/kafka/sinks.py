@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from qinfer.errors import ModelFailed
 from qinfer_workers.kafka.contract import BadRecord, Headers, Record
 from qinfer_workers.kafka.group import Dead, Dropped, Part
-from qinfer_workers.kafka.letters import OMITTED, letter_headers
+from qinfer_workers.kafka.letters import Letter, letter
 from qinfer_workers.kafka.stats import PipelineStats
 from qinfer_workers.kafka.topics import Destination
 
@@ -71,13 +71,13 @@ class Writer:
         self._batch: Any = None
         self._sent: list[asyncio.Future[Any]] = []
 
-    async def append(self, record: Record, value: bytes | None, headers: Headers) -> None:
+    async def append(self, record: Record | Letter, value: bytes | None, headers: Headers) -> None:
         """Add a record with the key and timestamp of `record`."""
         if not self.add(record, value, headers):
             await self.flush()
             self.add(record, value, headers)
 
-    def add(self, record: Record, value: bytes | None, headers: Headers) -> bool:
+    def add(self, record: Record | Letter, value: bytes | None, headers: Headers) -> bool:
         """Add a record as `append` does; False if there is no room for it before a flush."""
         if self._batch is None:
             self._batch = self._producer.create_batch()
@@ -158,13 +158,12 @@ class _Writers:
                 f"record {where} cannot be scored, and the pipeline has no topic for dead letters: "
                 f"{dead.bad.reason}: {dead.bad.message}"
             )
-        headers = letter_headers(record, dead, self._group)
-        value = record.value
-        if value is not None and _size(record, value, headers) > self._dead_limit:
-            headers = (*headers, (OMITTED, b"%d" % len(value)))
-            value = b""
-        await self._dead.append(record, value, headers)
+        found = letter(record, dead, self._group, self._fits)
+        await self._dead.append(found, found.value, found.headers)
         self._stats.buried[dead.bad.reason] = self._stats.buried.get(dead.bad.reason, 0) + 1
+
+    def _fits(self, found: Letter) -> bool:
+        return _size(found, found.value or b"", found.headers) <= self._dead_limit
 
     async def flush(self) -> None:
         await self._output.flush()
@@ -286,7 +285,7 @@ def _too_large(size: int, limit: int) -> BadRecord:
     )
 
 
-def _size(record: Record, value: bytes, headers: Headers) -> int:
+def _size(record: Record | Letter, value: bytes, headers: Headers) -> int:
     """At least the bytes of a batch that holds this record alone, uncompressed."""
     size = _OVERHEAD + _RECORD_OVERHEAD + len(record.key or b"") + len(value)
     for name, content in headers:

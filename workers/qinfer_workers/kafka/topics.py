@@ -89,6 +89,27 @@ async def destinations(pipeline: Pipeline) -> tuple[Destination, Destination | N
     return found[0], found[1] if topics.dead else None
 
 
+async def source_partitions(pipeline: Pipeline) -> int:
+    """How many partitions the sources have together.
+
+    Raises:
+        BusUnavailable, SetupError: the brokers do not tell.
+    """
+    admin = new_admin(pipeline.client)
+    what = f"Kafka at {pipeline.client.bootstrap}"
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            await admin.start()
+            known = await _described(admin, pipeline.topics.sources)
+    except TimeoutError:
+        raise BusUnavailable(f"{what}: no answer within {_TIMEOUT:.0f} s") from None
+    except Exception as error:
+        raise as_error(error, what) from error
+    finally:
+        await admin.close()
+    return sum(topic.partitions for topic in known.values())
+
+
 @dataclass(frozen=True, slots=True)
 class _Topic:
     """What is known of a topic: partitions, and copies of the first of them."""

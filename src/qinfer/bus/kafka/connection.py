@@ -14,7 +14,7 @@ from qinfer.bus.kafka.progress import State
 from qinfer.bus.kafka.security import KafkaSecurity
 from qinfer.errors import BackendUnavailable, BusUnavailable
 from qinfer.lifecycle import cancelled
-from qinfer.telemetry.logs import redact
+from qinfer.telemetry.logs import hold_back_secrets, redact
 
 logger = logging.getLogger(__name__)
 
@@ -364,3 +364,4 @@ def _silence() -> None:
     library = logging.getLogger("aiokafka")
     if library.level == logging.NOTSET:
         library.setLevel(logging.CRITICAL)
+    hold_back_secrets()

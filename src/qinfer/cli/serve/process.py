@@ -1,4 +1,4 @@
-"""One process of a role under the supervisor, and how it says that it is ready."""
+"""One process of a role under a supervisor, and how it says how far it is."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Literal, TypeAlias
 from qinfer.cli.serve.ports import free_port
 from qinfer.embedded import Child
 from qinfer.errors import SetupError
-from qinfer.lifecycle import NOTIFY_VARIABLE, READY
+from qinfer.lifecycle import LOADED, NOTIFY_VARIABLE, READY
 
-RoleName: TypeAlias = Literal["gateway", "worker"]
+RoleName: TypeAlias = Literal["gateway", "worker", "kafka-score"]
 Command: TypeAlias = "Callable[[int], Sequence[str]]"
 """Command line of a role that serves its metrics on the given port; -1 for none."""
 
 
 class Notice:
-    """A place where a process says that it is ready.
+    """A place where a process says that it has loaded, where it does, and that it is ready.
 
     Args:
         folder: where the socket is put; only its owner may enter it.
@@ -28,7 +28,7 @@ class Notice:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / f"{secrets.token_hex(4)}.sock"
-        self._ready = asyncio.Event()
+        self._heard = {message: asyncio.Event() for message in (LOADED, READY)}
         self._transport: asyncio.DatagramTransport | None = None
 
     async def open(self) -> None:
@@ -37,12 +37,12 @@ class Notice:
         receiver.setblocking(False)
         receiver.bind(str(self.path))
         self._transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: _Receiver(self._ready), sock=receiver
+            lambda: _Receiver(self._heard), sock=receiver
         )
 
-    async def wait(self) -> None:
-        """Wait until the process has said so."""
-        await self._ready.wait()
+    async def wait(self, message: bytes = READY) -> None:
+        """Wait until the process has said `READY`, or `LOADED`."""
+        await self._heard[message].wait()
 
     def close(self) -> None:
         """Listen no more. Idempotent."""
@@ -52,25 +52,27 @@ class Notice:
 
 
 class _Receiver(asyncio.DatagramProtocol):
-    def __init__(self, ready: asyncio.Event) -> None:
-        self._ready = ready
+    def __init__(self, heard: Mapping[bytes, asyncio.Event]) -> None:
+        self._heard = heard
 
     def datagram_received(self, data: bytes, _: object) -> None:
-        if READY in data.split(b"\n"):
-            self._ready.set()
+        for line in data.split(b"\n"):
+            if line in self._heard:
+                self._heard[line].set()
 
 
 class Role:
-    """A gateway or worker.
+    """A gateway, a worker or a scorer of Kafka topics.
 
     Args:
-        role: which of the two.
+        role: which of them.
         index: which one of its kind; a successor has its predecessor's.
         command: makes its command line.
         environment: its whole environment.
         metrics: whether it serves metrics.
         notice: where it says that it is ready; `start` waits for that, if it is given.
         startup_timeout: seconds that may take.
+        on_death: called with the exit status whenever the process ended unasked.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Role:
         metrics: bool,
         notice: Notice | None = None,
         startup_timeout: float = 0.0,
+        on_death: Callable[[int], None] | None = None,
     ) -> None:
         self.role = role
         self.index = index
@@ -97,6 +100,7 @@ class Role:
             self._command_line,
             environment={**environment, **told},
             ready=self._wait_ready if notice is not None else None,
+            on_death=on_death,
         )
 
     async def start(self) -> None:
