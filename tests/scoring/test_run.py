@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,8 +337,6 @@ async def test_another_run_is_refused(tmp_path: Path, changed: str) -> None:
     other, settings = CHANGES[changed](tmp_path)
     signature = DOUBLE
     if changed == "model":
-        from dataclasses import replace
-
         signature = replace(other, versions=("2",))
     with pytest.raises(
         Refused, match=f"is of a run with other .*{changed}: was .*, is .*--restart begins anew"
@@ -353,6 +352,55 @@ async def test_a_run_may_be_gone_on_with_in_smaller_requests(tmp_path: Path) -> 
     await interrupted(source, tmp_path / "out.npy", Settings(), 20)
     await score(source, tmp_path / "out.npy", DOUBLE, doubling(), Settings(chunk=1), in_flight=2)
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), 2 * np.load(source))
+
+
+async def test_a_run_that_did_nothing_stands_in_nobodys_way(tmp_path: Path) -> None:
+    source = lines(tmp_path, {"x": "no vector", "w": [1, 2]}, {"x": [1, 2], "w": [3, 4]})
+    with pytest.raises(InvalidRequest, match="row 0"):
+        await score(source, tmp_path / "out.jsonl", DOUBLE, doubling())
+    (tmp_path / "out.jsonl").write_text("precious")
+    mended = Settings(columns=Columns(inputs={"x": ["w"]}))
+    with pytest.raises(Refused, match="is there already"):
+        await score(source, tmp_path / "out.jsonl", DOUBLE, doubling(), mended)
+    (tmp_path / "out.jsonl").unlink()
+    await score(source, tmp_path / "out.jsonl", DOUBLE, doubling(), mended)
+    assert read(tmp_path / "out.jsonl") == [{"y": [2, 4]}, {"y": [6, 8]}]
+
+
+@pytest.mark.parametrize("name", ["in.npy", "sub/../in.npy", "link.npy"])
+async def test_an_output_never_replaces_its_input(tmp_path: Path, name: str) -> None:
+    source = vectors(tmp_path, 4)
+    before = source.read_bytes()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.npy").symlink_to(source)
+    with pytest.raises(InvalidRequest, match="is the input; expected another name"):
+        await score(source, tmp_path / name, DOUBLE, doubling(), restart=True)
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["texts/out.jsonl", "texts/sub/out", "link/out.npy"])
+async def test_an_output_is_none_of_its_inputs(tmp_path: Path, name: str) -> None:
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "texts")
+    (tmp_path / "texts" / "a.txt").write_text("a")
+    with pytest.raises(InvalidRequest, match="is in the folder of inputs"):
+        await score(tmp_path / "texts", tmp_path / name, ECHO, echoing())
+    assert names(tmp_path / "texts") == {"sub", "a.txt"}
+
+
+async def test_a_decoupled_model_is_asked_nothing(tmp_path: Path) -> None:
+    server = doubling()
+    many = replace(DOUBLE, decoupled=True)
+    with pytest.raises(InvalidRequest, match="is decoupled"):
+        await score(vectors(tmp_path, 4), tmp_path / "out.npy", many, server, RECORD)
+    assert server.rows == []
+    assert names(tmp_path) == {"in.npy"}
+
+
+async def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")
+    with pytest.raises(InvalidRequest, match="found a pipe or device"):
+        await score(tmp_path / "in.jsonl", tmp_path / "out.jsonl", DOUBLE, doubling())
 
 
 async def test_an_output_is_not_overwritten_unasked(tmp_path: Path) -> None:

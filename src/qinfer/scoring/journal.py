@@ -113,6 +113,10 @@ class Journal:
             self._begin(told)
             return
         head = self._head(lines[0])
+        if len(lines) == 1 and head.run != told:  # nothing was done that could be gone on with
+            self._check_target(replace=False)
+            self._begin(told)
+            return
         _check_same(head.run, told, self._folder)
         self._follow(lines[1:])
         self._sweep()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qinfer.client.base import ModelInfo
+from qinfer.errors import InvalidRequest
 from qinfer.registry import TensorRecord
 from qinfer.scoring.formats import Field, Reader, Writer, open_reader, writer_of
 from qinfer.scoring.formats.folder import FILE
@@ -120,6 +121,12 @@ def make_plan(
         InvalidRequest: it does not: the message says what was found and what was expected.
         BackendUnavailable: a format needs what is not installed.
     """
+    _check_places(source, target)
+    if model.decoupled:
+        raise InvalidRequest(
+            f"model {model.name!r} is decoupled: it gives any number of responses to a request; expected one "
+            "that gives one"
+        )
     reader = open_reader(source, within=within)
     try:
         fields = output_fields(reader, model, settings.columns)
@@ -137,6 +144,19 @@ def make_plan(
     except BaseException:
         reader.close()
         raise
+
+
+def _check_places(source: Path, target: Path) -> None:
+    """Refuse an output that would be read as input, or take its place."""
+    place = target.resolve()
+    whole = source.resolve()
+    if place == whole:
+        raise InvalidRequest(f"{target}: is the input; expected another name for the output")
+    if whole in place.parents and source.is_dir():
+        raise InvalidRequest(
+            f"{target}: is in the folder of inputs, each file of which is a row; expected a place outside "
+            f"{source}"
+        )
 
 
 def _rows(model: ModelInfo, chunk: int) -> int:

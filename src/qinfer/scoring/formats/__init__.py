@@ -45,6 +45,10 @@ def open_reader(path: Path, *, within: Path | None = None) -> Reader:
     make = _READERS.get(path.suffix.lower())
     if make is None:
         raise InvalidRequest(f"{path}: expected a folder or a file of {', '.join(_READERS)}")
+    if path.exists() and not path.is_file():
+        raise InvalidRequest(
+            f"{path}: found a pipe or device; expected a file, which can be read from anywhere"
+        )
     return make(path)
 
 
