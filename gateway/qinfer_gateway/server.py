@@ -165,7 +165,7 @@ class Gateway:
             make_app(
                 front,
                 security.access,
-                job_routes.routes(jobs, catalog, options.max_body_bytes),
+                job_routes.routes(jobs, http_front),
                 inference=http_front,
             ),
             http_front,

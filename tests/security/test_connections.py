@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from contextlib import AsyncExitStack
 from typing import Any
@@ -126,10 +127,13 @@ async def test_a_flood_of_connections_is_cut_off(
         assert all(b"503" in text for text in told)
 
 
-async def test_bodies_that_arrive_have_a_limit_together(make_fleet: MakeFleet) -> None:
+@pytest.mark.parametrize("path", [infer_path(MODEL), f"/v2/models/{MODEL}/generate", "/v2/jobs"])
+async def test_bodies_that_arrive_have_a_limit_together(
+    make_fleet: MakeFleet, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Connections that each hold most of a body take memory, however many there may be."""
     limit = 100_000
-    part = post(infer_path(MODEL), b" " * (limit - 1000), length=limit)
+    part = post(path, b" " * (limit - 1000), length=limit)
     async with make_fleet(MODEL, max_body_bytes=limit) as made, AsyncExitStack() as stack:
         waiting = [await stack.enter_async_context(http.connect(made.port)) for _ in range(17)]
         for connection in waiting[:16]:
@@ -146,6 +150,7 @@ async def test_bodies_that_arrive_have_a_limit_together(make_fleet: MakeFleet) -
         async with http.connect(made.port) as connection:
             assert (await connection.ask(GOOD)).outputs() == {"y": [1.0]}
     assert made.front.arriving == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_grpc_connections_have_a_limit(make_fleet: MakeFleet) -> None:

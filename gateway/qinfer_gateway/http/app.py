@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from qinfer.errors import InternalError, MethodNotAllowed, NotFound, QInferError
+from qinfer.errors import Cancelled, InternalError, MethodNotAllowed, NotFound, QInferError
 from qinfer.repository.metadata import config_json
 from qinfer_gateway.auth.access import CHALLENGE, Access
 from qinfer_gateway.auth.http import protect
@@ -67,11 +67,12 @@ def make_app(
             *infer,
             *generate.routes(inference),
             *repository.routes(front),
-            *(jobs.routes(None, None, 0) if job_routes is None else job_routes),
+            *(jobs.routes(None, None) if job_routes is None else job_routes),
         ],
         exception_handlers={
             QInferError: _qinfer_error,
             HTTPException: _http_error,
+            ClientDisconnect: _nobody,
             Exception: _internal_error,
         },
     )
@@ -152,6 +153,11 @@ async def _http_error(_: Request, error: Exception) -> Response:
     reason = MethodNotAllowed.reason if error.status_code == 405 else NotFound.reason
     headers = {"x-qinfer-reason": reason, **(error.headers or {})}
     return _json({"error": error.detail}, error.status_code, headers)
+
+
+async def _nobody(_: Request, __: Exception) -> Response:
+    """Whoever sent the request left before it was whole."""
+    return Response(status_code=Cancelled.http_status)
 
 
 async def _internal_error(_: Request, __: Exception) -> Response:

@@ -16,12 +16,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from qinfer.errors import Cancelled, InternalError, InvalidRequest, PayloadTooLarge, QInferError, Unavailable
+from qinfer.errors import Cancelled, InternalError, InvalidRequest, QInferError
 from qinfer.lifecycle import cancelled
 from qinfer.message import Request as InferRequest
 from qinfer_gateway.auth.principal import ANONYMOUS, caller
 from qinfer_gateway.catalog import Target
-from qinfer_gateway.http.compression import decompress
+from qinfer_gateway.http.bodies import read_body
 from qinfer_gateway.http.deadline import HEADER as TIMEOUT_HEADER
 from qinfer_gateway.http.deadline import read_timeout
 from qinfer_gateway.http.front import HttpFront
@@ -140,7 +140,7 @@ class GenerateRoutes:
         front = self._front
         model = request.path_params["model"]
         try:
-            body = await self._body(request)
+            body = await read_body(request, front)
             target = front.catalog.find(model, request.path_params.get("version", ""))
             if len(body) > _OFF_LOOP_BYTES:
                 made, timeout = await self._in_thread(decode_generate, body, target)
@@ -171,29 +171,6 @@ class GenerateRoutes:
             set_key(made, target, key, ids=ids)
         timeout = headers.get(TIMEOUT_HEADER)
         return 0.0 if timeout is None else read_timeout(timeout.encode("latin-1"))
-
-    async def _body(self, request: Request) -> bytes:
-        front = self._front
-        body = bytearray()
-        try:
-            async for chunk in request.stream():
-                body += chunk
-                front.arriving += len(chunk)
-                if len(body) > front.max_body_bytes:
-                    raise PayloadTooLarge(
-                        f"request body is above the limit of {front.max_body_bytes} bytes (--max-body)"
-                    )
-                if front.arriving > front.max_arriving:
-                    raise Unavailable(
-                        f"{front.arriving} bytes of request bodies are arriving, as many as may",
-                        retry_after=1.0,
-                    )
-        finally:
-            front.arriving -= len(body)
-        coding = request.headers.get("content-encoding", "").strip().lower()
-        if not coding:
-            return bytes(body)
-        return await self._in_thread(decompress, bytes(body), coding, front.max_body_bytes)
 
     async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
         """Convert something large without holding up the others."""

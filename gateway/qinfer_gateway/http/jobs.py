@@ -11,16 +11,17 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from qinfer.errors import InvalidRequest, JobNotFound, PayloadTooLarge, QInferError, Unsupported
+from qinfer.errors import InvalidRequest, JobNotFound, QInferError, Unsupported
 from qinfer.headers import JSON_LENGTH, KEY
 from qinfer.idempotency import check_key
 from qinfer.jobs import ENDED, JobOptions, JobRecord, JobState
 from qinfer.lifecycle import cancelled
 from qinfer_gateway.auth import caller
-from qinfer_gateway.catalog import Catalog
+from qinfer_gateway.http.bodies import read_body
 from qinfer_gateway.http.codec import InferBody, decode_body
-from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress, decompress
+from qinfer_gateway.http.compression import MIN_SIZE, accepted, compress
 from qinfer_gateway.http.deferred import form_of
+from qinfer_gateway.http.front import HttpFront
 from qinfer_gateway.http.jsondata import encode_json
 from qinfer_gateway.http.prefer import read_wait
 from qinfer_gateway.jobs.describe import JOBS_PATH, job_object
@@ -62,15 +63,14 @@ class SubmitBody(msgspec.Struct):
 _submission = msgspec.json.Decoder(SubmitBody)
 
 
-def routes(jobs: JobService | None, catalog: Catalog | None, max_body_bytes: int) -> list[Route]:
+def routes(jobs: JobService | None, front: HttpFront | None) -> list[Route]:
     """The routes.
 
     Args:
         jobs: the jobs of this gateway; None where there are none.
-        catalog: the models.
-        max_body_bytes: largest body, before and after decompression.
+        front: what all connections share; None where the routes are only listed.
     """
-    endpoints = JobRoutes(jobs, catalog, max_body_bytes)
+    endpoints = JobRoutes(jobs, front)
     return [
         _route(JOBS_PATH, GET=endpoints.list, POST=endpoints.submit),
         _route(JOB_PATH, GET=endpoints.show, DELETE=endpoints.forget),
@@ -93,10 +93,9 @@ def _route(path: str, **endpoints: Endpoint) -> Route:
 class JobRoutes:
     """The endpoints."""
 
-    def __init__(self, jobs: JobService | None, catalog: Catalog | None, max_body_bytes: int) -> None:
+    def __init__(self, jobs: JobService | None, front: HttpFront | None) -> None:
         self._known = jobs
-        self._catalog = catalog
-        self._max_body = max_body_bytes
+        self._front = front
 
     @property
     def _jobs(self) -> JobService:
@@ -105,12 +104,12 @@ class JobRoutes:
         return self._known
 
     async def submit(self, request: Request) -> Response:
-        jobs, catalog = self._jobs, self._catalog
-        assert catalog is not None
-        asked = _read(await self._body(request))
+        jobs, front = self._jobs, self._front
+        assert front is not None
+        asked = _read(await read_body(request, front))
         principal = caller()
         principal.require_model(asked.model)
-        target = catalog.known(asked.model, asked.model_version)
+        target = front.catalog.known(asked.model, asked.model_version)
         given = request.headers.get(KEY, asked.idempotency_key)
         key = check_key(given) if given else ""
         if bool(bytes(asked.request)) == (asked.batch is not None):
@@ -219,21 +218,6 @@ class JobRoutes:
         finally:
             await cancelled(leaving, *([change] if change is not None else []))
             await changes.aclose()
-
-    async def _body(self, request: Request) -> bytes:
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body:
-                raise PayloadTooLarge(
-                    f"request body is above the limit of {self._max_body} bytes (--max-body)"
-                )
-        coding = request.headers.get("content-encoding", "").strip().lower()
-        return (
-            await asyncio.to_thread(decompress, bytes(body), coding, self._max_body)
-            if coding
-            else bytes(body)
-        )
 
 
 def _read(body: bytes) -> SubmitBody:
