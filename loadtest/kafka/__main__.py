@@ -64,7 +64,7 @@ def chaos(records: int, seconds: float, seed: int | None, kept: bool, report: bo
 @click.option(
     "--format", "formats", type=click.Choice(FORMATS), multiple=True, help="May be repeated; else all."
 )
-@click.option("--raw-backlog", type=click.IntRange(min=10_000), default=1_500_000, show_default=True)
+@click.option("--raw-backlog", type=click.IntRange(min=10_000), default=1_800_000, show_default=True)
 @click.option("--json-backlog", type=click.IntRange(min=10_000), default=800_000, show_default=True)
 @click.option(
     "--seconds", type=click.FloatRange(min=0.5), default=5.0, show_default=True, help="Of each run."

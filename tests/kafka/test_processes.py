@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -43,8 +44,8 @@ class Scoring:
         return await asyncio.to_thread(self.process.wait, 2 * PATIENCE)
 
 
-@asynccontextmanager
-async def scoring(path: Path, *options: str) -> AsyncIterator[Scoring]:
+@contextmanager
+def scoring(path: Path, *options: str) -> Iterator[Scoring]:
     """Started, and killed at the end if it still runs."""
     log = path.with_suffix(".log")
     with log.open("wb") as errors:
@@ -82,7 +83,7 @@ async def test_processes_share_the_partitions_and_one_that_is_killed_is_replaced
     path = tmp_path / "pipeline.yaml"
     topics = write_pipeline(path, kafka, doubling)
     await create_topics(kafka, *topics.values(), partitions=2)
-    async with scoring(path, "--processes", "2", "--metrics-port", "0") as scorers:
+    with scoring(path, "--processes", "2", "--metrics-port", "0") as scorers:
         await eventually(lambda: "all 2 scorers" in scorers.log)
         base = f"http://127.0.0.1:{listening(scorers.process.pid)}"
 
@@ -99,7 +100,7 @@ async def test_processes_share_the_partitions_and_one_that_is_killed_is_replaced
         _, metrics = get(f"{base}/metrics")
         assert f"qinfer_kafka_records_written_total {_RECORDS:.1f}" in metrics
 
-        subprocess.run(["kill", "-KILL", str(second)], check=True)  # noqa: S607
+        os.kill(second, signal.SIGKILL)
         await send(kafka, topics["source"], range(_RECORDS, 2 * _RECORDS))
         found = await read(kafka, topics["output"], 2 * _RECORDS, settled=True)
         right = {b"%d" % number: doubled(row(number)) for number in range(2 * _RECORDS)}
@@ -123,7 +124,7 @@ async def test_more_processes_than_partitions_are_told_and_a_second_signal_kills
     path = tmp_path / "pipeline.yaml"
     topics = write_pipeline(path, kafka, doubling)
     await create_topics(kafka, *topics.values())
-    async with scoring(path, "--processes", "2") as scorers:
+    with scoring(path, "--processes", "2", "--metrics-port", "0") as scorers:
         await eventually(lambda: "all 2 scorers" in scorers.log)
         assert f"2 processes for 1 partitions of {topics['source']}" in scorers.log
         gate = doubling / "gate"
@@ -131,11 +132,13 @@ async def test_more_processes_than_partitions_are_told_and_a_second_signal_kills
         try:
             async with producer(kafka) as sender:
                 await sender.send_and_wait(topics["source"], row(1))
+            url = f"http://127.0.0.1:{listening(scorers.process.pid)}/metrics"
+            await eventually(lambda: "qinfer_kafka_records_read_total 1.0" in get(url)[1])
             children = scorers.children
             scorers.process.send_signal(signal.SIGTERM)
-            await eventually(lambda: "stopping" in scorers.log)
+            await eventually(lambda: "once more to stop at once" in scorers.log)
             scorers.process.send_signal(signal.SIGINT)
-            assert await scorers.ended() in (0, 128 + signal.SIGINT)
+            assert await scorers.ended() == 128 + signal.SIGINT
         finally:
             gate.unlink()
         assert all(gone(pid) for pid in children)
@@ -145,8 +148,8 @@ async def test_no_process_outlives_the_supervisor(kafka: str, tmp_path: Path, do
     path = tmp_path / "pipeline.yaml"
     topics = write_pipeline(path, kafka, doubling)
     await create_topics(kafka, *topics.values())
-    async with scoring(path, "--processes", "2") as scorers:
-        await eventually(lambda: len(scorers.children) == 2)
+    with scoring(path, "--processes", "2") as scorers:
+        await eventually(lambda: scorers.children)
         children = scorers.children
         scorers.process.kill()
         await eventually(lambda: all(gone(pid) for pid in children))
