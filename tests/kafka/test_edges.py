@@ -115,18 +115,24 @@ async def test_huge_records(kafka: str, doubling: Path, delivery: Delivery) -> N
     await sender.start()
     for key, size in sizes.items():
         await sender.send_and_wait(topics.sources[0], bytes(size), key=key)
+    long_key, long_header = bytes(1_200_000), [("long", bytes(1_100_000))]
+    await sender.send_and_wait(topics.sources[0], row(5), key=long_key, headers=[("short", b"")])
+    await sender.send_and_wait(topics.sources[0], row(6), key=b"6", headers=long_header)
     await sender.send_and_wait(topics.sources[0], row(4), key=b"4")
     await sender.stop()
     async with running(pipeline):
-        dead = {record.key: record for record in await read(kafka, topics.dead, 2)}
+        dead = {record.key: record for record in await read(kafka, topics.dead, 4)}
         found = await read(kafka, topics.output, 2)
     assert [record.key for record in found] == [b"3", b"4"]
-    assert set(dead) == {b"1", b"2"}
+    assert set(dead) == {b"1", b"2", None, b"6"}
     assert all(dict(record.headers)["qinfer-reason"] == b"too_large" for record in dead.values())
     assert len(dead[b"1"].value) == 500_000
     assert b"max.message.bytes" in dict(dead[b"1"].headers)["qinfer-message"]
     assert dead[b"2"].value == b""
     assert dict(dead[b"2"].headers)["qinfer-omitted-bytes"] == b"1500000"
+    assert dict(dead[b"6"].headers)["qinfer-omitted-bytes"] == b"%d" % (16 + 4 + 1_100_000)
+    assert dict(dead[None].headers)["qinfer-omitted-bytes"] == b"%d" % (16 + 5 + 1_200_000)
+    assert dict(dead[None].headers)["qinfer-offset"] == b"3"
 
 
 class Swelling(RawCodec):

@@ -189,7 +189,7 @@ async def test_who_is_locked_out_again_and_again_gives_up(kafka: str, doubling: 
 
 async def lock_out(bootstrap: str, group: str, source: str) -> None:
     """Do what a scorer does that is given a partition of another one."""
-    other = AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id=f"{group}-{source}-0")
+    other = AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id=f"{group}:{source}:0")
     await other.start()
     await other.stop()
 
@@ -200,7 +200,7 @@ async def test_a_zombie_changes_nothing(kafka: str, doubling: Path, tmp_path: Pa
         doubling,
         delivery="exactly-once",
         partitions=1,
-        client=Client(bootstrap=kafka, session_timeout=1.0),
+        client=Client(bootstrap=kafka, session_timeout=3.0),
     )
     source, output = pipeline.topics.sources[0], pipeline.topics.output
     zombie = ScorerProcess(pipeline, tmp_path / "zombie.log")

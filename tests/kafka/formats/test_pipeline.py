@@ -184,6 +184,10 @@ async def test_a_token_is_read_again_for_each_connection(tmp_path: Path) -> None
             "kafka.tls.key_file: given without cert_file",
         ),
         (
+            {"delivery": "exactly-once", "limits": {"commit_interval_ms": 60_000}},
+            "limits.commit_interval_ms: found 60 s; expected less than kafka.transaction_timeout",
+        ),
+        (
             {"kafka": {"bootstrap": "h:1", "consumer": {"group_id": "x"}}},
             "kafka.consumer.group_id: no such field; expected group_instance_id",
         ),

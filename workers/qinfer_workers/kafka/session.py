@@ -152,13 +152,15 @@ class Session:
             self._room.clear()
             await self._either(stop, self._room, wait)
             return {}
-        got = await self._ask(stop, open_ones, wait, count)
-        # A poll may outlast a rebalance, and then bring what its partition's new lane reads again.
-        return {
-            source: records
-            for source, records in got.items()
-            if self._lanes.get(source) is open_ones.get(source)
-        }
+        got = dict(await self._ask(stop, open_ones, wait, count))
+        for source in [source for source in got if self._lanes.get(source) is not open_ones[source]]:
+            # The poll has outlasted a rebalance. Nobody knows whether this was read before the place where
+            # the new lane begins, or from there on: read from there, since it has not had anything yet.
+            del got[source]
+            if (lane := self._lanes.get(source)) is not None:
+                with suppress(IllegalStateError):  # it is being taken away again
+                    self._consumer.seek(source, lane.committed)
+        return got
 
     async def _ask(
         self, stop: asyncio.Future[Any], sources: Collection[TopicPartition], wait: float, count: int
