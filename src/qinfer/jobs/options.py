@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from math import isfinite
 from urllib.parse import urlsplit
 
@@ -18,6 +20,8 @@ LONGEST_TIMEOUT = DAY
 
 MOST_ATTEMPTS = 100
 MAX_URL = 2048
+
+_NUMERIC = re.compile(r"[0-9.]+|0[xX][0-9a-fA-F]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,16 @@ def check_url(url: str) -> str:
         raise InvalidRequest(f"job option webhook is {shown!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidRequest(f"job option webhook is {shown!r}; expected http://HOST… or https://HOST…")
+    if _NUMERIC.fullmatch(parts.hostname) and not _is_address(parts.hostname):
+        raise InvalidRequest(f"job option webhook is {shown!r}; expected a name, or an address as 192.0.2.1")
     if parts.username is not None or parts.password is not None:
         raise InvalidRequest("job option webhook has a user or password in it; webhooks are signed instead")
     return url
+
+
+def _is_address(host: str) -> bool:
+    try:
+        IPv4Address(host)
+    except ValueError:
+        return False
+    return True
