@@ -44,7 +44,7 @@ def run(nats_url: str, namespace: str) -> Run:
 
 
 async def submit(store: JobStore, **told: Any) -> JobRecord:
-    return await store.submit(Submission(model="m", work=InferWork(Request(0, "", [])), **told))
+    return await store.submit(Submission(**{"model": "m", "work": InferWork(Request(0, "", [])), **told}))
 
 
 async def succeed(store: JobStore, record: JobRecord) -> None:
@@ -74,6 +74,12 @@ async def test_lists(store: JobStore, run: Run) -> None:
     assert first.id in (await run("list", "--after", second.id)).output
     told = json.loads((await run("list", "--state", "queued", "--owner", "me", "--json")).output)
     assert [job["id"] for job in told["jobs"]] == [first.id]
+
+
+async def test_a_list_fits_a_terminal(store: JobStore, run: Run) -> None:
+    record = await submit(store, model="fraud-score")
+    (line,) = (await run("list")).output.splitlines()[1:]
+    assert line.split()[:4] == [record.id, "fraud-score", "queued", "#1"]
 
 
 async def test_shows_one(store: JobStore, run: Run) -> None:
@@ -123,3 +129,5 @@ async def test_results(store: JobStore, run: Run, tmp_path: Path) -> None:
     await store.change(failing.id, lambda job: transitions.failed(job, error, store.now_us()))
     failed = await run("result", failing.id)
     assert (failed.exit_code, "no luck" in failed.output) == (1, True)
+    told = json.loads((await run("show", failing.id, "--json")).output)
+    assert told["error"] == {"reason": "model_failed", "message": "no luck"}

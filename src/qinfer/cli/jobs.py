@@ -221,6 +221,8 @@ def _each(
 
 def _told(record: JobRecord) -> dict[str, Any]:
     told: dict[str, Any] = msgspec.to_builtins(record)
+    if record.error is not None:  # a list on the wire
+        told["error"] = {"reason": record.error.reason, "message": record.error.message}
     return told
 
 
@@ -249,16 +251,16 @@ def _list(records: Sequence[JobRecord]) -> RenderableType:
     shown.add_column("model", overflow="fold")
     shown.add_column("state", no_wrap=True)
     shown.add_column("submitted", no_wrap=True)
-    shown.add_column("attempts", justify="right")
-    shown.add_column("owner", overflow="fold")
+    owned = any(record.owner for record in records)
+    if owned:
+        shown.add_column("owner", overflow="fold")
     for record in records:
         shown.add_row(
             record.id,
             _text(_target(record)),
-            _state(record),
+            _state(record, short=True),
             _time(record.created_us),
-            str(record.attempts),
-            _text(record.owner or _UNKNOWN),
+            *([_text(record.owner or _UNKNOWN)] if owned else []),
         )
     return shown
 
@@ -290,9 +292,11 @@ def _show(record: JobRecord, *, as_json: bool) -> None:
     Console().print(facts)
 
 
-def _state(record: JobRecord) -> str:
-    place = f", place {record.queue_position}" if record.queue_position is not None else ""
-    return f"{record.state.value}{place}"
+def _state(record: JobRecord, *, short: bool = False) -> str:
+    place = record.queue_position
+    if place is None:
+        return record.state.value
+    return f"{record.state.value} #{place}" if short else f"{record.state.value}, place {place}"
 
 
 def _target(record: JobRecord) -> str:
