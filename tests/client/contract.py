@@ -431,7 +431,7 @@ class ClientContract:
         values = np.arange(3, dtype=np.float32).reshape(1, -1)
         async with self.connect(running) as client:
             record = await client.submit(
-                FP32, {"x": values}, Options(priority=1), JobOptions(max_attempts=2, keep=60.0)
+                FP32, {"x": values}, Options(priority=1), JobOptions(max_attempts=2, keep=200 / 3)
             )
             assert (record.model, record.version, record.priority) == (FP32, "", 1)
             assert record.created_us > 1_700_000_000_000_000
@@ -441,6 +441,18 @@ class ClientContract:
             ended = await client.job(record.id, wait=PATIENCE)
             assert (ended.state, ended.attempts) == (JobState.SUCCEEDED, 1)
             assert record.created_us <= ended.started_us <= ended.ended_us
+
+    async def test_jobs_that_cannot_be(self, running: Fleet) -> None:
+        async with self.connect(running) as client:
+            with pytest.raises(InvalidRequest, match="job option keep is -1; expected 0 to 604800 seconds"):
+                await client.submit(FP32, {"x": [[1]]}, job=JobOptions(keep=-1))
+            with pytest.raises(InvalidRequest, match="priority"):
+                await client.submit(FP32, {"x": [[1]]}, Options(priority=-1))
+
+    async def test_a_priority_that_is_none(self, running: Fleet) -> None:
+        async with self.connect(running) as client:
+            with pytest.raises(InvalidRequest, match="priority: found -1; expected 0 or above"):
+                await client.infer(FP32, {"x": [[1]]}, Options(priority=-1))
 
     async def test_a_job_that_runs(self, running: Fleet, tmp_path: Path) -> None:
         gate = tmp_path / "gate"

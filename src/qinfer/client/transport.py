@@ -242,6 +242,8 @@ class Transport(AsyncClient):
         timeout = self.settings.timeout if options.timeout is None else options.timeout
         if not 0 < timeout < _FOREVER:
             raise InvalidRequest(f"Options.timeout: found {timeout!r}; expected seconds above 0")
+        if options.priority < 0:
+            raise InvalidRequest(f"Options.priority: found {options.priority!r}; expected 0 or above")
         if options.idempotency_key:
             check_key(options.idempotency_key)
         if options.parameters:

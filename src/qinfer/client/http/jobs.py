@@ -16,6 +16,7 @@ from qinfer.errors import DeadlineExceeded, InternalError, JobNotFound, QInferEr
 from qinfer.headers import JSON_LENGTH
 from qinfer.jobs import JobOptions, JobRecord, JobState, Progress
 from qinfer.jobs.ids import is_id
+from qinfer.jobs.options import check_options
 from qinfer.message import Request, WireError
 
 _QUICK = 10.0  # seconds for a question that waits for nothing
@@ -115,14 +116,25 @@ def _path(job_id: str) -> str:
 
 
 def _option_headers(job: JobOptions) -> dict[str, str]:
-    """Options that are not the server's defaults anyway."""
+    """Options that are not the server's defaults anyway.
+
+    Raises:
+        InvalidRequest: they cannot be met.
+    """
+    check_options(job)
     headers = {}
     for name, default in ((field, getattr(JobOptions(), field)) for field in JobOptions.__struct_fields__):
         value = getattr(job, name)
         if value != default:
-            told = str(value).lower() if isinstance(value, bool) else str(value)
-            headers[f"x-qinfer-job-{name.replace('_', '-')}"] = told
+            headers[f"x-qinfer-job-{name.replace('_', '-')}"] = _told(value)
     return headers
+
+
+def _told(value: float | bool | str) -> str:
+    """A value as headers have it: decimal numbers of a few digits, without exponents."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def _record(job: Any) -> JobRecord:
