@@ -11,7 +11,7 @@ import pytest
 from qinfer.errors import BackendUnavailable, SetupError
 from qinfer.repository import InstanceGroup, ModelConfig
 from qinfer_workers.backends import find, installed, registry
-from qinfer_workers.backends.threads import available_cpus, threads_per_instance
+from qinfer_workers.backends.threads import SHARED_BY_VARIABLE, available_cpus, threads_per_instance
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "torch", "python"])
@@ -60,6 +60,17 @@ def test_a_container_quota_limits_the_cpus(tmp_path: Path) -> None:
     ):
         file.write_text(text + "\n")
         assert available_cpus(file) == expected
+
+
+def test_processes_that_share_the_cpus_take_their_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text("max 100000\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    for sharing, expected in (("2", 4), ("3", 2), ("16", 1), ("0", 8), ("many", 8)):
+        monkeypatch.setenv(SHARED_BY_VARIABLE, sharing)
+        assert available_cpus(quota) == expected
 
 
 def test_instances_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,8 @@ async def test_brokers_may_want_a_password_over_tls(
     monkeypatch.setenv("QINFER_KAFKA_USER", kafka_cluster.USER)
     monkeypatch.setenv("QINFER_KAFKA_SASL_MECHANISM", "PLAIN")
     monkeypatch.setenv("QINFER_KAFKA_PASSWORD_FILE", str(password))
+    caplog.set_level(logging.NOTSET, logger="aiokafka.conn")  # as in a new process
+    caplog.set_level(logging.DEBUG, logger="aiokafka")
     bus = connect(url, namespace=namespace)
     await bus.start()
     try:
@@ -110,6 +113,7 @@ async def test_brokers_may_want_a_password_over_tls(
     password.unlink()
     with pytest.raises(SetupError, match="QINFER_KAFKA_PASSWORD_FILE"):
         await connect(url, namespace=namespace).start()
+    assert any(record.levelno == logging.DEBUG for record in caplog.records)  # who wants to, sees the rest
     assert kafka_cluster.PASSWORD not in caplog.text
 
 
