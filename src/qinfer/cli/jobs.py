@@ -258,7 +258,7 @@ def _list(records: Sequence[JobRecord]) -> RenderableType:
         shown.add_row(
             record.id,
             _text(_target(record)),
-            _state(record, short=True),
+            _state(record),
             _time(record.created_us),
             *([_text(record.owner or _UNKNOWN)] if owned else []),
         )
@@ -292,11 +292,9 @@ def _show(record: JobRecord, *, as_json: bool) -> None:
     Console().print(facts)
 
 
-def _state(record: JobRecord, *, short: bool = False) -> str:
-    place = record.queue_position
-    if place is None:
-        return record.state.value
-    return f"{record.state.value} #{place}" if short else f"{record.state.value}, place {place}"
+def _state(record: JobRecord) -> str:
+    place = f", place {record.queue_position}" if record.queue_position is not None else ""
+    return f"{record.state.value}{place}"
 
 
 def _target(record: JobRecord) -> str:
