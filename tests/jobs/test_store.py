@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from qinfer.bus import Bus, connect
 from qinfer.errors import (
+    InternalError,
     InvalidRequest,
     JobCancelled,
     JobNotFound,
@@ -181,6 +182,15 @@ async def test_pages(store: JobStore) -> None:
     assert [record.id for record in cancelled.jobs] == [records[2].id]
     assert len((await store.list(state=JobState.QUEUED)).jobs) == 6
     assert (await store.list(after=newest[-1])).jobs == []
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other(store: JobStore) -> None:
+    first, broken, last = [await store.submit(submission()) for _ in range(3)]
+    await store.table.write(f"job.{broken.id}", b"\xc1", lifetime=60.0)
+    page = await store.list()
+    assert {record.id for record in page.jobs} == {first.id, last.id}
+    with pytest.raises(InternalError, match="cannot be read"):
+        await store.get(broken.id)
 
 
 async def test_a_page_of_a_long_list_reads_few_records(

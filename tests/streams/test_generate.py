@@ -13,8 +13,10 @@ import aiohttp
 import pytest
 
 from qinfer_gateway.streams import WINDOW
+from tests.helpers.http import tensor
 from tests.helpers.system import Fleet
 from tests.helpers.waiting import PATIENCE, eventually
+from tests.jobs.http_client import client
 from tests.streams.conftest import MakeFleet
 from tests.streams.models import COUNTS, GENERATES, ONE, REPEAT, SQUARE, TEXT, THREADED, lines
 
@@ -244,3 +246,21 @@ async def test_connections_are_kept_and_calls_are_counted(make_fleet: MakeFleet)
         stats = fleet.dispatcher._observer.stats
         assert stats.requests[SQUARE, "http", "ok"].count == 3
         assert stats.first_responses[SQUARE, "http"].count == 3
+
+
+async def test_streams_are_no_jobs(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    """A job has one result: that a model gives any number of them is said when it is submitted."""
+    (tmp_path / "in.jsonl").write_text('{"n": 1}')
+    async with make_fleet(GENERATES, batch_roots=(f"d={tmp_path}",)) as fleet, client(fleet.port) as asks:
+        jobs = fleet.gateway.jobs
+        await eventually(lambda: jobs is not None and jobs.ready, "jobs can be taken in")
+        request = {"inputs": [tensor([1], "INT32", [1, 1], name="n")]}
+        batch = {"input": "d/in.jsonl", "output": "d/out.jsonl"}
+        for answer, status in (
+            (await asks.infer(GENERATES, request, prefer="respond-async"), 501),
+            (await asks.ask("POST", "/v2/jobs", {"model": GENERATES, "request": request}), 501),
+            (await asks.ask("POST", "/v2/jobs", {"model": GENERATES, "batch": batch}), 400),
+        ):
+            assert answer.status == status, answer
+            assert "is decoupled" in answer.json["error"]
+        assert (await asks.ask("GET", "/v2/jobs")).json["jobs"] == []

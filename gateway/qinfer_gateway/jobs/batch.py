@@ -248,6 +248,7 @@ class Batches:
             inputs=record.inputs,
             outputs=record.outputs,
             max_batch_size=record.max_batch_size,
+            decoupled=target.decoupled,
         )
         try:
             return make_plan(source, output, info, batch.settings, within=root)

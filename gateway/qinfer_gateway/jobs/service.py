@@ -155,10 +155,16 @@ class JobService:
 
         Raises:
             InvalidRequest: it does not fit the model's signature, or its options cannot be met.
-            Forbidden, Unsupported: its webhook is not told from here.
+            Unsupported: the model gives any number of responses, or its webhook is not told from here.
+            Forbidden: its webhook may not go there.
             QueueFull: there are too many jobs, or bytes of them.
             Unavailable: this gateway takes no jobs at the moment.
         """
+        if target.decoupled:
+            raise Unsupported(
+                f"model {target.model!r} is decoupled: it gives any number of responses to a request; a job "
+                "has one"
+            )
         target.signature.check(request)
         levels = ModelConfig.FromString(target.record.config).dynamic_batching
         if options.spare and not request.priority:

@@ -16,6 +16,7 @@ from time import time_ns
 from qinfer.bus import Bus
 from qinfer.errors import (
     BusUnavailable,
+    InternalError,
     InvalidRequest,
     JobCancelled,
     JobNotFound,
@@ -357,6 +358,9 @@ class JobStore:
         try:
             return (await self.read(job_id))[0]
         except JobNotFound:
+            return None
+        except InternalError as error:  # one that nobody can read must not hide the others
+            logger.warning("job %s is not listed: %s", job_id, error)
             return None
 
     @asynccontextmanager
