@@ -190,6 +190,7 @@ BAD_BODIES = [
     ({"model": FP32, "request": {"inputs": []}}, 400, "x"),
     ({"model": FP32, "request": floats(1), "options": {"keep": -1}}, 400, "keep"),
     ({"model": FP32, "request": floats(1), "options": {"x": 1}}, 400, "unknown field `x`"),
+    ({"model": FP32, "request": floats(1), "priority": -1}, 400, "`$.priority`"),
     ({"model": FP32, "request": floats(1), "idempotency_key": "é"}, 400, "Idempotency-Key"),
     (
         {"model": FP32, "request": floats(1), "options": {"webhook": "http://h/"}},

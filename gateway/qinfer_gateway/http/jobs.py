@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from starlette.requests import Request
@@ -55,7 +55,7 @@ class SubmitBody(msgspec.Struct):
     model_version: str = ""
     request: msgspec.Raw = _NOTHING
     batch: dict[str, Any] | None = None
-    priority: int = 0
+    priority: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     options: JobOptions = JobOptions()
     idempotency_key: str = ""
 
