@@ -26,7 +26,7 @@ LINES = 100
 @pytest_asyncio.fixture
 async def running(nats_url: str, namespace: str, served_repository: Path) -> AsyncIterator[Fleet]:
     async with fleet(nats_url, namespace, served_repository) as made:
-        await made.add_worker(MODEL, IDENTITY["INT64"], IDENTITY["BYTES"], PICKY)
+        await made.add_worker(MODEL, IDENTITY["INT32"], IDENTITY["INT64"], IDENTITY["BYTES"], PICKY)
         yield made
 
 
@@ -52,6 +52,7 @@ async def test_it_lists_and_asks(built: Built, running: Fleet) -> None:
         ([MODEL, "x", "FP32", "1,2", "1.5", "2.5"], "y FP32 1,2 1.5 2.5"),
         ([IDENTITY["INT64"], "x", "INT64", "1,2", "9223372036854775807", "-1"],
          "y INT64 1,2 9223372036854775807 -1"),
+        ([IDENTITY["INT32"], "x", "INT32", "1,2", "2147483647", "-1"], "y INT32 1,2 2147483647 -1"),
         ([IDENTITY["BYTES"], "x", "BYTES", "1,1", "zwölf"], "y BYTES 1,1 zwölf"),
     ):  # fmt: skip
         status, out, err = await ask(built, running, *words)

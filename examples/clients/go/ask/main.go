@@ -66,7 +66,7 @@ func ask(client *qinfer.Client, model string, words []string) error {
 
 func commas(shape []int64) string { return strings.ReplaceAll(fmt.Sprint(shape), " ", ",") }
 
-// parse makes a tensor of each name, datatype, shape and its values; FP32, INT64 and BYTES will do for here.
+// parse makes a tensor of each name, datatype, shape and its values; FP32, INT32, INT64 and BYTES will do for here.
 func parse(words []string) (inputs []qinfer.Tensor, err error) {
 	for len(words) >= 3 {
 		tensor, count := qinfer.Tensor{Name: words[0], Datatype: words[1]}, 1
@@ -93,13 +93,16 @@ func add(data []byte, datatype, text string) ([]byte, error) {
 	case "FP32":
 		value, err := strconv.ParseFloat(text, 32)
 		return binary.LittleEndian.AppendUint32(data, math.Float32bits(float32(value))), err
+	case "INT32":
+		value, err := strconv.ParseInt(text, 10, 32)
+		return binary.LittleEndian.AppendUint32(data, uint32(value)), err
 	case "INT64":
 		value, err := strconv.ParseInt(text, 10, 64)
 		return binary.LittleEndian.AppendUint64(data, uint64(value)), err
 	case "BYTES":
 		return append(data, qinfer.Bytes([]byte(text))...), nil
 	}
-	return nil, fmt.Errorf("datatype %s; expected FP32, INT64 or BYTES", datatype)
+	return nil, fmt.Errorf("datatype %s; expected FP32, INT32, INT64 or BYTES", datatype)
 }
 
 func show(tensor qinfer.Tensor) string {
@@ -107,6 +110,8 @@ func show(tensor qinfer.Tensor) string {
 	switch tensor.Datatype {
 	case "FP32":
 		values = decoded[float32](tensor.Data, 4)
+	case "INT32":
+		values = decoded[int32](tensor.Data, 4)
 	case "INT64":
 		values = decoded[int64](tensor.Data, 8)
 	case "BYTES":
@@ -115,7 +120,7 @@ func show(tensor qinfer.Tensor) string {
 	return strings.Trim(fmt.Sprint(values), "[]")
 }
 
-func decoded[T float32 | int64](data []byte, size int) []T {
+func decoded[T float32 | int32 | int64](data []byte, size int) []T {
 	values := make([]T, len(data)/size)
 	binary.Decode(data, binary.LittleEndian, values)
 	return values
