@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from dataclasses import fields
@@ -17,7 +18,7 @@ from qinfer.bus.kafka.names import KafkaNames
 from qinfer.bus.kafka.options import KafkaOptions
 from qinfer.bus.kafka.security import VARIABLES, KafkaSecurity
 from qinfer.bus.nats import NatsBus
-from qinfer.errors import BackendUnavailable, InvalidRequest, SetupError
+from qinfer.errors import BackendUnavailable, BusUnavailable, InvalidRequest, SetupError
 from qinfer.naming import Names
 from tests.docs.pages import first_column, read
 
@@ -158,6 +159,20 @@ def test_each_topic_has_one_use() -> None:
     found = [names.bucket(each).name for each in (*kept, *buckets, *tables)]
     found += [each.name for each in (names.control(), names.replies(1), names.blobs(1))]
     assert len(set(found)) == len(found)
+
+
+async def test_requests_which_hold_the_password_are_never_logged(
+    namespace: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library, requests = logging.getLogger("aiokafka"), logging.getLogger("aiokafka.conn")
+    for name in (library.name, requests.name):  # as somebody has it who looks for a fault
+        caplog.set_level(logging.DEBUG, logger=name)
+    monkeypatch.setattr("qinfer.bus.kafka.connection.CONNECT_TIMEOUT", 0.05)
+    with pytest.raises(BusUnavailable):
+        await connect("kafka://127.0.0.1:1", namespace=namespace).start()
+    assert library.isEnabledFor(logging.DEBUG)
+    assert not requests.isEnabledFor(logging.DEBUG)
+    assert requests.isEnabledFor(logging.INFO)
 
 
 PAGE = read("docs/kafka-bus.md")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,7 +88,6 @@ async def test_brokers_may_want_a_password_over_tls(
     monkeypatch.setenv("QINFER_KAFKA_USER", kafka_cluster.USER)
     monkeypatch.setenv("QINFER_KAFKA_SASL_MECHANISM", "PLAIN")
     monkeypatch.setenv("QINFER_KAFKA_PASSWORD_FILE", str(password))
-    caplog.set_level(logging.DEBUG, logger="aiokafka.conn")  # as somebody may have it who looks for a fault
     bus = connect(url, namespace=namespace)
     await bus.start()
     try:
