@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 
 from qinfer.errors import ModelFailed
 from qinfer_workers.kafka.clients import new_consumer
@@ -33,6 +33,9 @@ from qinfer_workers.kafka.topics import Destination
 from tests.helpers.kafka import create_topics, topic_name
 from tests.helpers.waiting import PATIENCE, eventually
 from tests.kafka.support import RawCodec, new_pipeline, new_scorer, producer, read, row, running
+
+A_WHILE = 0.2
+"""Seconds in which something that must not happen would."""
 
 EITHER = pytest.mark.parametrize("delivery", ["at-least-once", "exactly-once"])
 
@@ -57,26 +60,23 @@ async def ends(bootstrap: str, topic: str) -> tuple[int, int]:
 
 
 class Overtaken(RawCodec):
-    """The first group is ready to be written when the next one is."""
+    """The first group is not ready before it may be."""
 
-    next = threading.Event()
+    may = threading.Event()
 
     def encode(
         self, records: Sequence[Record], decoded: Decoded, scored: Scored, places: Sequence[int]
     ) -> Sequence[bytes | BadRecord]:
         if records[0].offset == 0:
-            assert self.next.wait(PATIENCE)
-        values = super().encode(records, decoded, scored, places)
-        if records[0].offset > 0:
-            self.next.set()
-        return values
+            assert self.may.wait(PATIENCE)
+        return super().encode(records, decoded, scored, places)
 
 
 @EITHER
 async def test_a_group_that_is_ready_early_waits_for_its_turn(
     kafka: str, doubling: Path, delivery: Delivery
 ) -> None:
-    Overtaken.next.clear()
+    Overtaken.may.clear()
     pipeline = await new_pipeline(
         kafka,
         doubling,
@@ -86,7 +86,11 @@ async def test_a_group_that_is_ready_early_waits_for_its_turn(
         window=Window(max_rows=8, max_delay_ms=0.0),
     )
     await send(kafka, pipeline.topics.sources[0], range(40))
-    async with running(pipeline):
+    async with running(pipeline) as (_, stats):
+        await eventually(lambda: stats.stages["encode"].count)
+        began = asyncio.get_running_loop().time()
+        await eventually(lambda: asyncio.get_running_loop().time() - began > A_WHILE)
+        Overtaken.may.set()
         found = await read(kafka, pipeline.topics.output, 40)
     assert [int(record.key) for record in found] == list(range(40))
 
@@ -167,21 +171,25 @@ class _Late:
 async def test_a_poll_that_outlasts_a_rebalance_brings_nothing_twice(
     kafka: str, doubling: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = await new_pipeline(kafka, doubling, partitions=1, delivery="exactly-once")
+    client = Client(bootstrap=kafka, session_timeout=3.0, options={"metadata_max_age_ms": 200})
+    pipeline = await new_pipeline(kafka, doubling, partitions=1, delivery="exactly-once", client=client)
+    source = pipeline.topics.sources[0]
     brought, released = asyncio.Event(), asyncio.Event()
     monkeypatch.setattr(
         "qinfer_workers.kafka.session.new_consumer",
         lambda given: _Late(new_consumer(given), brought, released),
     )
     async with running(pipeline) as (_, stats):
-        await send(kafka, pipeline.topics.sources[0], range(10))
+        await send(kafka, source, range(10))
         await asyncio.wait_for(brought.wait(), PATIENCE)
-        monkeypatch.undo()
-        async with running(pipeline):
-            await eventually(lambda: stats.rebalances == 2 and len(stats.progress()) == 1)
-            released.set()
-            await send(kafka, pipeline.topics.sources[0], range(10, 20))
-            await read(kafka, pipeline.topics.output, 20)
+        admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+        await admin.start()
+        await admin.create_partitions({source: NewPartitions(2)})  # causes a rebalance
+        await admin.close()
+        await eventually(lambda: len(stats.progress()) == 2)
+        released.set()
+        await send(kafka, source, range(10, 20))
+        await read(kafka, pipeline.topics.output, 20)
     found = await read(kafka, pipeline.topics.output, 0, settled=True)
     assert [int(record.key) for record in found] == list(range(20))
 

@@ -55,7 +55,8 @@ def new_consumer(pipeline: Pipeline) -> AIOKafkaConsumer:
             "auto_offset_reset": "earliest",
             "isolation_level": "read_committed",
             # Eager, as all of aiokafka's are, but partitions mostly stay where they are.
-            "partition_assignment_strategy": (StickyPartitionAssignor,),
+            # It keeps what a member had in its class: each member has one of its own.
+            "partition_assignment_strategy": (type("Sticky", (StickyPartitionAssignor,), {}),),
             "session_timeout_ms": _ms(session),
             "heartbeat_interval_ms": _ms(session / _HEARTBEATS),
             "rebalance_timeout_ms": _ms(max(session, limits.drain_timeout + _REBALANCE_SLACK)),
