@@ -110,6 +110,14 @@ class Gateway:
         if self.jobs is not None:
             self.jobs.start()
 
+    @property
+    def addresses(self) -> str:
+        """Where its servers listen, for people."""
+        servers = {"HTTP": self.http, "gRPC": self.grpc}
+        return ", ".join(
+            f"{self._options.host}:{server.port} ({name})" for name, server in servers.items() if server
+        )
+
     async def hand_over(self) -> None:
         """Be ready no more, and serve on until clients have gone elsewhere, or the lame duck time is over."""
         if self._front is not None:
@@ -233,6 +241,7 @@ async def serve(options: GatewayOptions) -> None:
     async with until_stopped() as stopped:
         try:
             await gateway.start()
+            logger.info("listening on %s", gateway.addresses)
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD, 20, 20)
             notify(READY)
