@@ -12,8 +12,17 @@ import pytest_asyncio
 
 from qinfer.bus import Bus, QueueSpec, connect
 from qinfer.claims import Claims
-from qinfer.errors import BusUnavailable, NoWorker, QInferError
-from qinfer.jobs import InferWork, JobLimits, JobOptions, JobRecord, JobState, JobStore, Submission
+from qinfer.errors import BusUnavailable, NoWorker, QInferError, Unavailable
+from qinfer.jobs import (
+    InferWork,
+    JobLimits,
+    JobOptions,
+    JobRecord,
+    JobState,
+    JobStore,
+    Submission,
+    transitions,
+)
 from qinfer.jobs.data import JobData
 from qinfer.jobs.lanes import Lane
 from qinfer.jobs.stored import DataRef
@@ -419,6 +428,18 @@ async def test_nothing_is_left_of_a_job_that_is_forgotten_as_its_result_is_store
         await eventually(lambda: not _queued_lane(bus), "it is done with")
     assert await store.data.table.keys(record.id) == []
     assert await store.data.table.size() == 0
+
+
+async def test_a_job_that_was_begun_elsewhere_did_not_wait_too_long(store: JobStore, bus: Bus) -> None:
+    """That there is no room for it here does not undo that it was begun in time, and may run there still."""
+    record = await submit(store, b"x", max_queue_time=3600.0)
+    await store.change(record.id, lambda job: transitions.begun(job, store.now_us()))
+    late = JobStore(bus, JobLimits(), clock=lambda: store.now_us() + 4_000_000_000)
+    model = Model(errors=[Unavailable("another process is at it")])
+    attempts = Attempts(late, model, model, Claims(bus, max_bytes=1 << 20), JobStats())  # type: ignore[arg-type]
+    assert await attempts.work_on(record.id, lambda: None) is not None
+    assert await attempts.work_on(record.id, lambda: None) is None
+    assert (await store.get(record.id)).state is JobState.SUCCEEDED
 
 
 async def test_a_cancelled_job_is_abandoned_for_good(store: JobStore, bus: Bus) -> None:

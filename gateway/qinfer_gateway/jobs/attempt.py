@@ -125,12 +125,20 @@ class Attempts:
         """
         store = self._store
         try:
-            job = await store.change(job_id, self._begin)
+            own = True
+
+            def begin(job: StoredJob) -> StoredJob | None:
+                nonlocal own
+                own = job.record.state is not JobState.RUNNING
+                now_us = store.now_us()
+                return transitions.overdue(job, now_us) or transitions.begun(job, now_us)
+
+            job = await store.change(job_id, begin)
             if not job.ended:
                 self._stats.attempts[job.record.model] += 1
                 self._stats.running[job.record.model] += 1
                 try:
-                    ended = await self._run(job, answered)
+                    ended = await self._run(job, answered, own=own)
                 finally:
                     self._stats.running[job.record.model] -= 1
                 if isinstance(ended, Again):
@@ -154,11 +162,8 @@ class Attempts:
             task.cancel()
         return call is not None or task is not None
 
-    def _begin(self, job: StoredJob) -> StoredJob | None:
-        now_us = self._store.now_us()
-        return transitions.overdue(job, now_us) or transitions.begun(job, now_us)
-
-    async def _run(self, job: StoredJob, answered: Callable[[], None]) -> StoredJob | Again:
+    async def _run(self, job: StoredJob, answered: Callable[[], None], *, own: bool) -> StoredJob | Again:
+        """Make an attempt, or go on with one that was begun by somebody else, unless it is `own`."""
         size = job.request.size if job.request is not None else 0
         held = 0
         try:
@@ -173,10 +178,10 @@ class Attempts:
             answered()
             return await self._succeed(job, frame)
         except QInferError as error:
-            return await self._failed(job, error)
+            return await self._failed(job, error, own=own)
         except Exception:
             logger.exception("an attempt of job %s failed in a way that is not foreseen", job.id)
-            return await self._failed(job, InternalError("the gateway failed to run the job"))
+            return await self._failed(job, InternalError("the gateway failed to run the job"), own=own)
         finally:
             self._claims.release(held)
 
@@ -230,13 +235,14 @@ class Attempts:
             await store.data.remove(job.request)
         return ended
 
-    async def _failed(self, job: StoredJob, error: QInferError) -> StoredJob | Again:
+    async def _failed(self, job: StoredJob, error: QInferError, *, own: bool) -> StoredJob | Again:
         """An attempt failed: the job waits for the next, or has failed."""
         store = self._store
         attempts = job.record.attempts
         if isinstance(error, _NOT_TRIED):
             delay = max(error.retry_after or 0.0, _PAUSE)
-            left = await store.change(job.id, lambda job: transitions.put_back(job, counts=False))
+            # What another began counts: it may have asked the model, or be at it still.
+            left = await store.change(job.id, lambda job: transitions.put_back(job, counts=not own))
         elif error.retry is not Retry.NEVER and attempts < job.record.options.max_attempts:
             delay = min(_PAUSE * 2.0 ** (attempts - 1), _LONGEST_PAUSE)
             logger.info("attempt %d of job %s failed: %s", attempts, job.id, error)
