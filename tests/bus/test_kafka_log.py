@@ -15,6 +15,7 @@ from qinfer.bus import QueueSpec, connect
 from qinfer.bus.kafka import KafkaBus
 from qinfer.bus.kafka.bucket import Bucket
 from qinfer.bus.kafka.queues import MESSAGE_ID
+from qinfer.errors import BusUnavailable
 from tests.helpers.waiting import Mailbox, eventually
 
 SPEC = QueueSpec(ack_wait=1)
@@ -175,12 +176,31 @@ async def test_a_frame_whose_sender_died_before_it_claimed_the_name(buses: Calla
     queue = (bus._topics.queue("m"), 0)
     for payload in (b"first", b"second"):
         await bus._sender.store(queue, payload, headers=[(MESSAGE_ID, b"x")])
+    for name in (None, b"\xff"):
+        await bus._sender.store(queue, b"odd name", headers=[(MESSAGE_ID, name)])
     inbox = Mailbox()
     (await bus.consume("m", "", inbox)).grant(10)
     await bus.enqueue("m", "", b"after")
-    assert [delivery.payload for delivery in await inbox.take(3)] == [b"before", b"first", b"after"]
+    expected = [b"before", b"first", b"odd name", b"odd name", b"after"]
+    assert [delivery.payload for delivery in await inbox.take(5)] == expected
     assert not await bus.enqueue("m", "", b"third", message_id="x")
     await eventually(lambda: not inbox.items)
+
+
+async def test_frames_that_wait_to_be_placed_are_bounded(
+    buses: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qinfer.bus.kafka.queues._WAITING_BYTES", 100)
+    bus = await buses()
+    await bus.declare("m", SPEC)
+    inbox, refused = Mailbox(), Mailbox()
+    for number in range(12):
+        bus.publish("m", "", b"%-10d" % number, refused)
+    for error in await refused.take(2):
+        assert isinstance(error, BusUnavailable)
+    (await bus.consume("m", "", inbox)).grant(12)
+    assert [int(delivery.payload) for delivery in await inbox.take(10)] == list(range(10))
+    assert not refused.items
 
 
 async def test_what_is_no_frame_is_passed_over(buses: Callable[[], Any]) -> None:

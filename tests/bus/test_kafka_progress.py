@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from qinfer.bus.kafka.consumer import KafkaConsumer
 from qinfer.bus.kafka.member import _assignor
 from qinfer.bus.kafka.progress import Progress, extent
 from qinfer.bus.kafka.share import Share
@@ -39,6 +41,31 @@ def test_a_share_hands_out_nothing_behind_the_border() -> None:
         share.progress.handed_out(share.take().offset)
         taken += 1
     assert taken == share.progress.reserved < 20
+
+
+async def test_what_was_fetched_before_a_partition_came_back_says_nothing_of_its_new_share() -> None:
+    """The frames before it may be undone: whoever had the partition meanwhile gave them back."""
+    topic_partition = pytest.importorskip("aiokafka").TopicPartition
+    named, other = ("t", 0), ("t", 1)
+    shares = {partition: Share(partition, NOTHING, 0) for partition in (named, other)}
+    shares[other].fetched([SimpleNamespace(offset=offset, value=b"frame") for offset in range(5)])
+
+    async def doubles(share: Share, _: object) -> list[int]:
+        if share.partition == named:  # takes so long that the group is shared out anew
+            shares[other].lost = True
+            shares[other] = Share(other, NOTHING, 0)
+        return []
+
+    async def getmany(**_: object) -> dict[Any, list[SimpleNamespace]]:
+        first, later = (SimpleNamespace(offset=offset, value=b"frame") for offset in (0, 5))
+        return {topic_partition(*named): [first], topic_partition(*other): [later]}
+
+    consumer: Any = SimpleNamespace(
+        _shares=shares, _member=SimpleNamespace(getmany=getmany), _doubles=doubles, _wake=lambda: None
+    )
+    await KafkaConsumer._fetch_once(consumer)
+    assert shares[other].progress.done == shares[other].position == 0
+    assert shares[named].position == 1
 
 
 def test_members_of_one_process_do_not_share_what_they_had() -> None:

@@ -146,8 +146,10 @@ class KafkaConsumer(Consumer):
             self._room.clear()
             await self._room.wait()
         batch = await self._member.getmany(timeout_ms=_POLL_MS)
-        for where, records in batch.items():
-            share = self._shares.get((where.topic, where.partition))
+        # Whose they are is settled before anything is awaited: a share that is made anew meanwhile begins
+        # where it has to, and would take what lies before these records for frames that never were.
+        found = [(self._shares.get((where.topic, where.partition)), batch[where]) for where in batch]
+        for share, records in found:
             if share is None:
                 continue  # taken away meanwhile
             doubles = await self._doubles(share, records)
@@ -160,11 +162,11 @@ class KafkaConsumer(Consumer):
     async def _doubles(self, share: Share, records: Iterable[Any]) -> list[int]:
         """Offsets of frames whose name another frame has already."""
         named = [
-            (record.offset, value.decode())
+            (record.offset, value.decode(errors="replace"))
             for record in records
             if not share.progress.is_done(record.offset)
             for header, value in record.headers
-            if header == MESSAGE_ID
+            if header == MESSAGE_ID and value is not None
         ]
         while named:
             try:

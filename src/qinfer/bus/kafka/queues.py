@@ -34,6 +34,7 @@ MESSAGE_ID = "id"
 _SAMPLE_AGE = 0.25  # seconds after which a busy queue's sample is renewed
 _SHARE = 0.5  # of the limit, from which on samples are renewed at once
 _AVERAGE = 0.1
+_WAITING_BYTES = 32 * 1024 * 1024  # of frames for which it is not known yet whether there is room
 
 Placed = Callable[[Partition], None]
 Refused = Callable[[QInferError], None]
@@ -62,6 +63,30 @@ class _Waiting:
     refused: Refused
 
 
+class _Line:
+    """Frames that are not placed yet, in order; `size` are their bytes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._frames: deque[_Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def head(self) -> _Waiting:
+        return self._frames[0]
+
+    def add(self, frame: _Waiting) -> None:
+        self._frames.append(frame)
+        self.size += frame.size
+
+    def take(self) -> _Waiting:
+        frame = self._frames.popleft()
+        self.size -= frame.size
+        return frame
+
+
 class Outlet:
     """Where the frames for one version of one model go.
 
@@ -73,7 +98,7 @@ class Outlet:
         self.topic = topic
         self.declared = declared
         self.sampled_at = float("-inf")
-        self.waiting: deque[_Waiting] = deque()
+        self.waiting = _Line()
         self.mean_size = 0.0
         self._load = [0] * declared.partitions
         self._recent = [0] * declared.partitions  # placed since the sample that is being taken was begun
@@ -148,7 +173,7 @@ class Queues:
         self._loop = asyncio.get_running_loop()
         self._watcher: Watcher | None = None
         self._outlets: dict[tuple[str, str], Outlet] = {}
-        self._unknown: dict[tuple[str, str], deque[_Waiting]] = {}
+        self._unknown: dict[tuple[str, str], _Line] = {}
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def close(self) -> None:
@@ -206,8 +231,12 @@ class Queues:
                 self._look(key)
             placed(outlet.take(size, message_id))
             return
-        waiting = self._unknown.setdefault(key, deque()) if outlet is None else outlet.waiting
-        waiting.append(_Waiting(size, message_id, placed, refused))
+        waiting = self._unknown.setdefault(key, _Line()) if outlet is None else outlet.waiting
+        if waiting.size + size > _WAITING_BYTES:
+            error = BusUnavailable("the broker says too slowly how full the queue is", retry_after=1.0)
+            self._loop.call_soon(refused, error)
+        else:
+            waiting.add(_Waiting(size, message_id, placed, refused))
         self._look(key)
 
     def _changed(self, key: str, value: bytes | None) -> None:
@@ -229,12 +258,12 @@ class Queues:
             outlet = self._outlets.get(key) or await self._open(model, version)
             while True:
                 await self._sample(outlet)
-                while outlet.waiting and not outlet.full(outlet.waiting[0].size):
-                    frame = outlet.waiting.popleft()
+                while outlet.waiting and not outlet.full(outlet.waiting.head.size):
+                    frame = outlet.waiting.take()
                     frame.placed(outlet.take(frame.size, frame.message_id))
-                while outlet.waiting and (limit := outlet.full(outlet.waiting[0].size)):
+                while outlet.waiting and (limit := outlet.full(outlet.waiting.head.size)):
                     error = QueueFull(f"the model's queue is full: {limit}", retry_after=1.0)
-                    outlet.waiting.popleft().refused(error)
+                    outlet.waiting.take().refused(error)
                 if not outlet.waiting:
                     return
         except QInferError as error:
@@ -251,14 +280,14 @@ class Queues:
 
     def _refuse(self, key: tuple[str, str], error: QInferError) -> None:
         outlet = self._outlets.get(key)
-        waiting = self._unknown.pop(key, deque()) if outlet is None else outlet.waiting
+        waiting = self._unknown.pop(key, _Line()) if outlet is None else outlet.waiting
         while waiting:
-            waiting.popleft().refused(error)
+            waiting.take().refused(error)
 
     async def _open(self, model: str, version: str) -> Outlet:
         declared = await self.find(model)
         outlet = Outlet(await self.prepare(model, version, declared), declared)
-        outlet.waiting = self._unknown.pop((model, version), deque())
+        outlet.waiting = self._unknown.pop((model, version), _Line())
         self._outlets[model, version] = outlet
         return outlet
 
