@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qinfer.bus import QueueSpec, connect
+from qinfer.bus.kafka import KafkaBus
 from qinfer.errors import BusUnavailable, SetupError
 from tests.helpers import kafka as kafka_cluster
 from tests.helpers.kafka import KafkaCluster
@@ -23,6 +25,29 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
         pytest.skip(reason)
     with KafkaCluster(tmp_path_factory.mktemp("kafka") / "cluster") as running:
         yield running
+
+
+async def test_a_coordinator_that_is_loading_does_not_say_that_nothing_is_done(
+    kafka: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = connect(f"kafka://{kafka}?partitions=2&reply_partitions=1", namespace=namespace)
+    assert isinstance(bus, KafkaBus)
+    await bus.start()
+    try:
+        await bus.declare("m", SPEC)
+        ask = bus._connection._admin.list_consumer_group_offsets
+        asked = 0
+
+        async def loading(*arguments: Any, **options: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            return {} if asked == 1 else await ask(*arguments, **options)
+
+        monkeypatch.setattr(bus._connection._admin, "list_consumer_group_offsets", loading)
+        assert await bus.queued("m", "") == 0
+        assert asked > 1
+    finally:
+        await bus.close()
 
 
 async def test_work_goes_on_after_the_broker_was_killed(

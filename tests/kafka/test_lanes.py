@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 
-from qinfer.errors import ModelFailed
+from qinfer.errors import BusUnavailable, ModelFailed
 from qinfer_workers.kafka.clients import new_consumer
 from qinfer_workers.kafka.contract import (
     BadRecord,
@@ -27,6 +29,7 @@ from qinfer_workers.kafka.contract import (
 )
 from qinfer_workers.kafka.engine import Engine
 from qinfer_workers.kafka.group import Group, Part
+from qinfer_workers.kafka.progress import committed
 from qinfer_workers.kafka.sinks import PlainSink
 from qinfer_workers.kafka.stats import PipelineStats
 from qinfer_workers.kafka.topics import Destination
@@ -210,6 +213,36 @@ async def test_a_group_takes_no_more_bytes_than_may_be_in_flight(kafka: str, dou
     async with running(pipeline) as (_, stats):
         await read(kafka, pipeline.topics.output, 60)
     assert stats.groups.count == 60 // rows
+
+
+class _Moving:
+    """Stands for a group's coordinator, of which the first answers are errors."""
+
+    def __init__(self, *answers: Mapping[TopicPartition, OffsetAndMetadata] | KafkaError) -> None:
+        self._answers = list(answers)
+
+    async def list_consumer_group_offsets(
+        self, _: str, partitions: Sequence[TopicPartition]
+    ) -> Mapping[TopicPartition, OffsetAndMetadata]:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, KafkaError):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(7, 7), (-1, None)])
+async def test_a_coordinator_that_is_loading_does_not_say_that_nothing_is_done(
+    offset: int, expected: int | None
+) -> None:
+    source = TopicPartition("t", 0)
+    admin = _Moving({}, GroupCoordinatorNotAvailableError(), {source: OffsetAndMetadata(offset, "")})
+    assert await committed(admin, "g", source) == expected
+
+
+async def test_a_coordinator_that_never_says_anything_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qinfer_workers.kafka.progress._TIMEOUT", 0.1)
+    with pytest.raises(BusUnavailable, match="group 'g': its coordinator does not say how far t/0 is"):
+        await committed(_Moving({}), "g", TopicPartition("t", 0))
 
 
 async def test_what_comes_while_nobody_has_a_new_partition_is_not_skipped(kafka: str, doubling: Path) -> None:

@@ -20,11 +20,18 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from qinfer.lifecycle import cancelled
-from qinfer_workers.kafka.clients import BATCH_BYTES, max_poll_interval, new_consumer, new_producer
+from qinfer_workers.kafka.clients import (
+    BATCH_BYTES,
+    max_poll_interval,
+    new_admin,
+    new_consumer,
+    new_producer,
+)
 from qinfer_workers.kafka.contract import Limits, Pipeline
 from qinfer_workers.kafka.group import Group, Part
 from qinfer_workers.kafka.lane import Lane
 from qinfer_workers.kafka.leftovers import Leftovers
+from qinfer_workers.kafka.progress import committed
 from qinfer_workers.kafka.sinks import PlainSink, Sink, TransactionalSink
 from qinfer_workers.kafka.stages import Stages
 from qinfer_workers.kafka.stats import PipelineStats, Progress
@@ -68,6 +75,7 @@ class Session:
         self._limits = pipeline.limits
         self._exactly_once = pipeline.delivery == "exactly-once"
         self._consumer: AIOKafkaConsumer = new_consumer(pipeline)
+        self._admin = new_admin(pipeline.client)
         self._producers: dict[TopicPartition, AIOKafkaProducer] = {}
         self._shared: AIOKafkaProducer | None = None
         self._lanes: dict[TopicPartition, Lane] = {}
@@ -94,6 +102,7 @@ class Session:
         try:
             if not self._exactly_once:
                 self._shared = await self._producer("")
+            await self._admin.start()
             await self._consumer.start()
             self._consumer.subscribe(list(self._pipeline.topics.sources), listener=_Listener(self))
             reading = asyncio.create_task(self._read(stopping), name="kafka read")
@@ -260,7 +269,7 @@ class Session:
 
     async def _lane(self, source: TopicPartition, limits: Limits) -> TopicPartition:
         sink = await self._sink(source)
-        position = await self._consumer.committed(source)
+        position = await committed(self._admin, self._pipeline.group, source)
         if position is None:
             find = (
                 self._consumer.beginning_offsets
@@ -350,6 +359,7 @@ class Session:
         await self._leftovers.close(self._consumer.stop())  # leaves the group at once
         producers = [*self._producers.values(), *([self._shared] if self._shared is not None else [])]
         await asyncio.gather(*(self._leftovers.close(producer.stop()) for producer in producers))
+        await self._leftovers.close(self._admin.close())
 
     def fail(self, error: BaseException) -> None:
         """End the session."""

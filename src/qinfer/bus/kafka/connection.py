@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from time import time_ns
 from typing import Any, TypeVar
 
@@ -38,7 +39,6 @@ _REQUEST_TIMEOUT_MS = 10_000
 _BACKOFF_MS = 50
 _EXISTS = 36
 _COPIES = 3
-_NOTHING: State = (-1, "")
 
 T = TypeVar("T")
 Partition = tuple[str, int]
@@ -325,9 +325,23 @@ class Connection:
         wanted = [self.partition(each) for each in partitions]
         if not wanted:
             return {}
-        found = await self.ask(self._admin.list_consumer_group_offsets(group, partitions=wanted))
-        states = {(each.topic, each.partition): (at.offset, at.metadata or "") for each, at in found.items()}
-        return {(each.topic, each.partition): states.get(tuple(each), _NOTHING) for each in wanted}
+        found = await self.ask(self._committed(group, wanted))
+        return {(each.topic, each.partition): (at.offset, at.metadata or "") for each, at in found.items()}
+
+    async def _committed(self, group: str, wanted: Sequence[Any]) -> Mapping[Any, Any]:
+        """Ask the group's coordinator until there is one that knows."""
+        while True:
+            with suppress(
+                self.errors.GroupCoordinatorNotAvailableError, self.errors.NotCoordinatorForGroupError
+            ):
+                found: Mapping[Any, Any] = await self._admin.list_consumer_group_offsets(
+                    group, partitions=wanted
+                )
+                if len(found) == len(wanted):
+                    return found
+                # aiokafka passes over the error of an answer as a whole: a coordinator that is still loading
+                # would seem to say that nothing was ever committed.
+            await asyncio.sleep(_RETRY_WAIT)
 
     async def forget(self, before: Mapping[Partition, int]) -> None:
         """Delete records before these offsets."""
