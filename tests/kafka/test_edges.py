@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,6 +90,33 @@ async def test_records_without_key_or_headers(kafka: str, doubling: Path) -> Non
         (None, doubled(row(1))),
         (None, doubled(row(2))),
     ]
+
+
+@EITHER
+async def test_timestamps_that_the_topics_refuse(kafka: str, doubling: Path, delivery: Delivery) -> None:
+    """A producer's clock is a day ahead, and the source takes it: nothing is lost, nothing stands still."""
+    stem = topic_name()
+    topics = Topics(sources=[f"{stem}-in"], output=f"{stem}-out", dead=f"{stem}-dead")
+    await create_topics(kafka, topics.sources[0], settings={"message.timestamp.after.max.ms": str(1 << 62)})
+    await create_topics(kafka, topics.output)
+    await create_topics(kafka, topics.dead)
+    pipeline = await new_pipeline(kafka, doubling, topics=topics, delivery=delivery)
+    now = int(time.time() * 1000)
+    tomorrow = now + 86_400_000
+    async with producer(kafka) as sender:
+        for number, (value, stamp) in enumerate(
+            ((row(1), tomorrow), (row(2), now), (b"bad", tomorrow), (row(3), tomorrow))
+        ):
+            await sender.send_and_wait(topics.sources[0], value, key=b"%d" % number, timestamp_ms=stamp)
+    async with running(pipeline):
+        found = await read(kafka, topics.output, 3)
+        (dead,) = await read(kafka, topics.dead, 1)
+    assert [record.value for record in found] == [doubled(row(1)), doubled(row(2)), doubled(row(3))]
+    original = ("qinfer-timestamp", b"%d" % tomorrow)
+    assert [list(record.headers) for record in found] == [[original], [], [original]]
+    assert original in dead.headers
+    assert found[1].timestamp == now
+    assert all(now <= record.timestamp < tomorrow for record in (*found, dead))
 
 
 @EITHER

@@ -17,8 +17,10 @@ ATTEMPTS = "qinfer-attempts"
 GROUP = "qinfer-group"
 OMITTED = "qinfer-omitted-bytes"
 """Header of a letter that was too large for its topic: how many bytes of the record it lacks."""
+TIMESTAMP = "qinfer-timestamp"
+"""Header of what is written with the time of writing: the record's own timestamp, which the topic refuses."""
 
-_OURS = frozenset((REASON, MESSAGE, TOPIC, PARTITION, OFFSET, ATTEMPTS, GROUP, OMITTED))
+_OURS = frozenset((REASON, MESSAGE, TOPIC, PARTITION, OFFSET, ATTEMPTS, GROUP, OMITTED, TIMESTAMP))
 _MAX_MESSAGE = 2048  # characters; models may raise whatever they like
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +20,7 @@ from aiokafka.errors import KafkaError
 from qinfer.errors import ModelFailed
 from qinfer_workers.kafka.contract import BadRecord, Headers, Record
 from qinfer_workers.kafka.group import Dead, Dropped, Part
-from qinfer_workers.kafka.letters import Letter, letter
+from qinfer_workers.kafka.letters import TIMESTAMP, Letter, letter
 from qinfer_workers.kafka.stats import PipelineStats
 from qinfer_workers.kafka.topics import Destination
 
@@ -33,6 +34,7 @@ _RECORD_OVERHEAD = 36
 _SMALL = 64 * 1024  # together with a key below any limit a topic can sensibly have
 _ABORT_TIMEOUT = 5.0  # readers wait for the end of a transaction, and brokers abort it themselves in time
 _HEADER_OVERHEAD = 10
+_CLOCKS_MS = 60_000  # that brokers' clocks may be off
 
 
 class Sink(Protocol):
@@ -68,11 +70,25 @@ class Writer:
         self._producer = producer
         self._topic = destination.name
         self._partition = partition
+        self._age = destination.max_age_ms
+        self._lead = destination.max_lead_ms
         self._batch: Any = None
         self._sent: list[asyncio.Future[Any]] = []
 
+    def times(self) -> tuple[int, int]:
+        """The first and the last timestamp that the topic certainly takes, milliseconds."""
+        now = int(time.time() * 1000)
+        return (
+            now - self._age + min(_CLOCKS_MS, self._age // 2),
+            now + self._lead - min(_CLOCKS_MS, self._lead // 2),
+        )
+
     async def append(self, record: Record | Letter, value: bytes | None, headers: Headers) -> None:
-        """Add a record with the key and timestamp of `record`."""
+        """Add a record with the key of `record`, and its timestamp where the topic takes it."""
+        first, last = self.times()
+        if not first <= record.timestamp <= last:
+            headers = (*headers, (TIMESTAMP, b"%d" % record.timestamp))
+            record = Letter(int(time.time() * 1000), record.key, value, headers)
         if not self.add(record, value, headers):
             await self.flush()
             self.add(record, value, headers)
@@ -129,13 +145,20 @@ class _Writers:
 
     async def write(self, part: Part) -> None:
         group, add = part.group, self._output.add
+        first, last = self._output.times()
         written = 0
         for place in range(part.start, part.end):
             outcome = group.outcomes[place]
             record = group.records[place]
             headers = group.headers.get(place) or record.headers
             # Most records are small and have nothing to them: no call for each that can be saved.
-            if type(outcome) is bytes and not headers and len(outcome) < _SMALL and add(record, outcome, ()):
+            if (
+                type(outcome) is bytes
+                and not headers
+                and len(outcome) < _SMALL
+                and first <= record.timestamp <= last
+                and add(record, outcome, ())
+            ):
                 written += 1
             elif isinstance(outcome, Dead):
                 await self._bury(record, outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_BYTES = 1_048_588  # Kafka's own default of max.message.bytes
+_DEFAULT_LEAD_MS = 3_600_000  # likewise of message.timestamp.after.max.ms
 _MAX_BYTES = "max.message.bytes"
+_MAX_AGE = "message.timestamp.before.max.ms"
+_MAX_LEAD = "message.timestamp.after.max.ms"
 _TIMEOUT = 60.0  # seconds in which brokers answer, or are away
 _PAUSE = 0.1
 _UNKNOWN_TOPIC = 3
@@ -33,11 +37,14 @@ class Destination:
         name: of the topic.
         partitions: how many it had when the scorer started; at least one.
         max_bytes: largest batch of records it takes.
+        max_age_ms, max_lead_ms: how far the timestamps it takes may lie before and after the broker's time.
     """
 
     name: str
     partitions: int
     max_bytes: int
+    max_age_ms: int = sys.maxsize
+    max_lead_ms: int = _DEFAULT_LEAD_MS
 
     def partition(self, source: int) -> int:
         """Where records of a source partition go: always to the same, so that they keep their order."""
@@ -84,7 +91,14 @@ async def destinations(pipeline: Pipeline) -> tuple[Destination, Destination | N
     finally:
         await admin.close()
     found = [
-        Destination(name, known[name].partitions, limits.get(name, _DEFAULT_MAX_BYTES)) for name in outputs
+        Destination(
+            name,
+            known[name].partitions,
+            limits.get((name, _MAX_BYTES), _DEFAULT_MAX_BYTES),
+            limits.get((name, _MAX_AGE), sys.maxsize),
+            limits.get((name, _MAX_LEAD), _DEFAULT_LEAD_MS),
+        )
+        for name in outputs
     ]
     return found[0], found[1] if topics.dead else None
 
@@ -161,13 +175,14 @@ async def _created(
         await asyncio.sleep(_PAUSE)
 
 
-async def _limits(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
-    """The largest batch of each topic, where we may know."""
+async def _limits(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[tuple[str, str], int]:
+    """What each topic takes, by its name and that of the setting, where we may know."""
     from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
     from aiokafka.errors import KafkaError
 
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name, {_MAX_BYTES: ""}) for name in names]
-    limits: dict[str, int] = {}
+    wanted = dict.fromkeys((_MAX_BYTES, _MAX_AGE, _MAX_LEAD), "")
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, wanted) for name in names]
+    limits: dict[tuple[str, str], int] = {}
     try:
         answers: list[Any] = await admin.describe_configs(resources)
     except KafkaError as error:
@@ -176,6 +191,6 @@ async def _limits(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str,
     for answer in answers:
         for code, _, _, name, entries in answer.resources:
             for key, value, *_ in entries:
-                if not code and key == _MAX_BYTES and value:
-                    limits[name] = int(value)
+                if not code and key in wanted and value:
+                    limits[name, key] = int(value)
     return limits
