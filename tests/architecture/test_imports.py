@@ -30,7 +30,7 @@ OPTIONAL = {
 }
 """What an extra brings: `import qinfer` has to work without it."""
 
-KAFKA_ENGINE = ("engine.py", "lane.py", "session.py", "sinks.py")
+KAFKA_ENGINE = ("engine.py", "lane.py", "progress.py", "session.py", "sinks.py")
 MAX_LINES = 400
 LONG_FILES: dict[str, str] = {}
 """Files that are longer, with the reason."""

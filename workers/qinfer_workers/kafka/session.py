@@ -20,13 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.errors import CommitFailedError, IllegalStateError
 
 from qinfer.lifecycle import cancelled
-from qinfer_workers.kafka.clients import (
-    BATCH_BYTES,
-    max_poll_interval,
-    new_admin,
-    new_consumer,
-    new_producer,
-)
+from qinfer_workers.kafka.clients import BATCH_BYTES, max_poll_interval, new_admin, new_consumer, new_producer
 from qinfer_workers.kafka.contract import Limits, Pipeline
 from qinfer_workers.kafka.group import Group, Part
 from qinfer_workers.kafka.lane import Lane
