@@ -77,10 +77,6 @@ class Client:
         self._process.stdin.write(json.dumps({"key": key, "of": of, "do": verb, **told}).encode() + b"\n")
         return answer
 
-    async def models(self) -> list[dict[str, str]]:
-        """What can be asked for."""
-        return list(await _heard(self.do("models", 0)) or [])
-
     async def infer(self, model: str, *inputs: Input, **options: Any) -> Got | None:
         """One answer, None where there is none."""
         return await self.begin(model, *inputs, **options).answer()

@@ -162,14 +162,3 @@ async def test_many_at_once(client: Client, running: Fleet) -> None:
         got = await each.answer()
         assert got is not None
         assert got.outputs["y"][2] == [repr(200.0 + 2 * number).removesuffix(".0")]
-
-
-async def test_models_are_found(client: Client, running: Fleet, nats_url: str) -> None:
-    assert await client.models() == []
-    await running.add_worker(PICKY, VERSIONS)
-    await running.add_worker(PICKY)
-    async with fleet(nats_url, f"{running.namespace}x", running.repository) as another:
-        await another.add_worker(GATED)
-        told = await client.models()
-    found = sorted((each["model"], each["model_version"]) for each in told)
-    assert found == [(PICKY, "1"), (PICKY, "1"), (VERSIONS, "1"), (VERSIONS, "2")]

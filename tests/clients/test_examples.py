@@ -15,12 +15,12 @@ import pytest
 import pytest_asyncio
 
 from tests.clients.built import DRIVERS, EXAMPLES, Built
-from tests.helpers.served_models import IDENTITY, PICKY
+from tests.helpers.served_models import IDENTITY, PICKY, VERSIONS
 from tests.helpers.system import Fleet, fleet
 
 MODEL = IDENTITY["FP32"]
 LINES = 100
-"""No file that shows the protocol has as many."""
+"""No client has as many, all in one file."""
 
 
 @pytest_asyncio.fixture
@@ -59,6 +59,22 @@ async def test_it_lists_and_asks(built: Built, running: Fleet) -> None:
         assert (status, out, err) == (0, f"{shown}\n", ""), words
 
 
+async def test_models_are_found(built: Built, served_repository: Path, nats_url: str, namespace: str) -> None:
+    """Those of its own namespace, once for each worker and version."""
+    async with (
+        fleet(nats_url, namespace, served_repository) as own,
+        fleet(nats_url, f"{namespace}x", served_repository) as another,
+    ):
+        assert await ask(built, own) == (0, "", "")
+        await own.add_worker(PICKY, VERSIONS)
+        await own.add_worker(PICKY)
+        await another.add_worker(MODEL)
+        status, out, err = await ask(built, own)
+    assert (status, err) == (0, "")
+    found = sorted(tuple(line.split()[:2]) for line in out.splitlines())
+    assert found == [(PICKY, "1"), (PICKY, "1"), (VERSIONS, "1"), (VERSIONS, "2")]
+
+
 async def test_it_says_what_went_wrong(built: Built, running: Fleet) -> None:
     for words, told in (
         ([PICKY, "x", "FP32", "1,1", "13"], "model_failed: .*thirteen"),
@@ -71,17 +87,12 @@ async def test_it_says_what_went_wrong(built: Built, running: Fleet) -> None:
         assert len(err.splitlines()) == 1
 
 
-def sources(language: str, *suffixes: str) -> list[Path]:
-    found = [path for path in (EXAMPLES / language).glob("*") if path.suffix in suffixes]
-    assert found
-    return found
-
-
-@pytest.mark.parametrize(
-    "path", [EXAMPLES / "node" / "client.mjs", *sources("go", ".go")], ids=lambda path: path.name
-)
-def test_no_file_is_long(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < LINES
+@pytest.mark.parametrize("path", ["node/client.mjs", "go/client.go"])
+def test_a_client_is_one_short_file(path: str) -> None:
+    client = EXAMPLES / path
+    assert len(client.read_text().splitlines()) < LINES
+    sources = [each.name for each in client.parent.glob(f"*{client.suffix}") if each.stem != "ask"]
+    assert sources == [client.name]
 
 
 def test_locked_packages_come_from_wherever_npm_is_told() -> None:

@@ -2,90 +2,98 @@
 package qinfer
 
 import (
-	"cmp"
 	"context"
-	"iter"
+	"fmt"
+	"net/url"
+	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/ugorji/go/codec"
 )
 
-// Client asks the models of one namespace. No request takes longer than Timeout, whatever its context says.
-type Client struct {
-	*nats.Conn
-	Namespace string
-	Timeout   time.Duration
+type Client struct { // asks one model; Version is a number or "latest"
+	jetstream.JetStream
+	Namespace, Model, Version string
+	Parameters                map[string]any
+	Timeout                   time.Duration // of a request, whatever its context says
+	Window                    int           // responses of a stream that may be on their way; 0 for no limit
+}
+type Tensor struct { // has raw data: little endian, and elements of BYTES behind their length
+	Name, Datatype string
+	Shape          []int64
+	Data           []byte
+}
+type Response struct { // comes from a version of the model
+	Version    string
+	Outputs    []Tensor
+	Parameters map[string]any
+}
+type Error struct { // has a reason of docs/errors.md, and seconds, or nil, after which a retry is worth it
+	Reason, Message string
+	RetryAfter      *float64
 }
 
-// Request is what a model is asked. An empty Version stands for the newest, a Window of 0 for no limit.
-type Request struct {
-	Model, Version string
-	Inputs         []Tensor
-	Parameters     map[string]any
-	Window         int // responses of a stream that may be on their way at once
+var options = codec.EncodeOptions{StructToArray: true, NilCollectionToZeroLength: true}
+var handle = &codec.MsgpackHandle{WriteExt: true, BasicHandle: codec.BasicHandle{EncodeOptions: options}}
+
+func (e *Error) Error() string              { return e.Reason + ": " + e.Message }
+func Decode(data []byte, into ...any) error { return codec.NewDecoderBytes(data, handle).Decode(&into) }
+func Encode(elements ...any) (data []byte) { // of an array, which Decode reads; what it lacks stays as it was
+	codec.NewEncoderBytes(&data, handle).MustEncode(elements)
+	return data
+}
+func (c Client) Infer(ctx context.Context, inputs ...Tensor) (first Response, err error) { // empty if there is none
+	err = c.Stream(ctx, inputs, &first, func() bool { return false })
+	return first, err
 }
 
-// Infer returns the first response; nil where a decoupled model gives none.
-func (c *Client) Infer(ctx context.Context, request Request) (*Response, error) {
-	request.Window = 1
-	for response, err := range c.Stream(ctx, request) {
-		return response, err
-	}
-	return nil, nil
-}
-
-// Stream returns the responses in order. To leave the loop cancels the request, as does the end of the context.
-func (c *Client) Stream(ctx context.Context, request Request) iter.Seq2[*Response, error] {
-	return func(yield func(*Response, error) bool) {
-		ctx, stop := context.WithTimeout(ctx, c.Timeout)
-		defer stop()
-		if err := c.exchange(ctx, request, yield); err != nil {
-			yield(nil, err)
-		}
-	}
-}
-
-func (c *Client) exchange(ctx context.Context, r Request, yield func(*Response, error) bool) error {
-	inbox, model, taken, over := c.NewInbox(), escape(r.Model), 0, false
-	messages, err := c.SubscribeSync(inbox + ".*")
-	if err != nil {
-		return failure("bus_unavailable", "%v", err)
-	}
-	defer messages.Unsubscribe()
-	defer func() {
-		if !over {
-			c.send("cancel."+model, "", 1, inbox+".reply", []int{1})
-		}
-	}()
+// Stream calls each with the next response in place, until it says no: that cancels the request, as does the context.
+func (c Client) Stream(ctx context.Context, inputs []Tensor, response *Response, each func() bool) error {
+	ctx, stop := context.WithTimeout(ctx, c.Timeout)
+	defer stop()
 	deadline, _ := ctx.Deadline()
-	parameters := r.Parameters
-	if parameters == nil {
-		parameters = map[string]any{} // nil would travel as nil
-	}
-	request := []any{1, "", append([]Tensor{}, r.Inputs...), []string{}, deadline.UnixMicro(), parameters,
-		0, "", 0, "", "", "", "", 0, "", r.Window}
-	err = c.send("infer."+model+"."+cmp.Or(r.Version, "latest"), inbox+".stored",
-		1, inbox+".reply", r.Model, r.Version, time.Now().UnixMicro(), 0, []any{request})
-	for err == nil {
-		var responses []Response
-		responses, err = receive(ctx, messages)
-		for _, response := range responses {
-			over = response.Failed != nil || response.Flags&Final != 0
-			switch {
-			case response.Failed != nil:
-				return response.Failed
-			case response.Index > taken:
-				return failure("bus_unavailable", "responses %d to %d are lost", taken, response.Index-1)
-			case response.Claim != "":
-				return failure("unsupported", "the answer is too large for this client")
-			case response.Index == taken && response.Flags&End == 0 && !yield(&response, nil), over:
-				return nil
+	request := []any{1, "", inputs, []any{}, deadline.UnixMicro(), c.Parameters, 0, "", 0, "", "", "", "", 0, "", c.Window}
+	model := strings.NewReplacer("%", "=", "+", "=20", ".", "=2E", "~", "=7E").Replace(url.QueryEscape(c.Model))
+	infer, cancel := "qinfer."+c.Namespace+".infer."+model+"."+c.Version, "qinfer."+c.Namespace+".cancel."+model
+	reply, version, taken, more, wanted := c.Conn().NewInbox(), strings.TrimPrefix(c.Version, "latest"), 0, true, true
+	messages, _ := c.Conn().SubscribeSync(reply) // where there is none, to publish or to wait fails
+	defer messages.Unsubscribe()
+	_, err := c.Publish(ctx, infer, Encode(1, reply, c.Model, version, time.Now().UnixMicro(), 0, []any{request}))
+	for err == nil && more && wanted {
+		message, failure := messages.NextMsgWithContext(ctx)
+		if err = failure; err != nil {
+			break
+		}
+		protocol, served, failed, told := 0, "", (*Error)(nil), []codec.Raw{}
+		err = Decode(message.Data, &protocol, nil, &served, nil, &told, &failed)
+		if protocol > 1 {
+			failed = &Error{Reason: "unsupported_version", Message: fmt.Sprint("expected 1, not ", protocol)}
+		}
+		for i := 0; i < len(told) && err == nil && failed == nil && more && wanted; i++ {
+			next, flags, claim, index := Response{Version: served}, 1, "", 0
+			err = Decode(told[i], nil, nil, &failed, &next.Outputs, &next.Parameters, &flags, nil, &claim, nil, nil, &index)
+			switch more = flags&1 == 0; {
+			case err != nil || failed != nil:
+			case index > taken:
+				failed = &Error{Reason: "bus_unavailable", Message: fmt.Sprintf("%d to %d are lost", taken, index-1)}
+			case claim != "":
+				failed = &Error{Reason: "unsupported", Message: "the answer is too large for this client"}
+			case index == taken && flags&4 == 0: // else a worker died, and another began anew
+				*response = next
+				wanted = each()
 			}
-			taken = max(taken, response.Index+1) // less, when a worker died and another began anew
-			if r.Window > 0 && (response.Index+1)%((r.Window+1)/2) == 0 {
-				err = c.send("cancel."+model, "", 1, inbox+".reply", []int{}, [][]int{{1, taken}})
+			taken = max(taken, index+1)
+			if more && c.Window > 0 && (index+1)%((c.Window+1)/2) == 0 {
+				c.Conn().Publish(cancel, Encode(1, reply, []int{}, [][]int{{1, taken}}))
 			}
 		}
+		if failed != nil {
+			err = failed
+		}
+	}
+	if more {
+		c.Conn().Publish(cancel, Encode(1, reply, []int{1}))
 	}
 	return err
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -22,7 +23,8 @@ import (
 
 	"example.org/qinfer"
 	"github.com/nats-io/nats.go"
-	"github.com/vmihailenco/msgpack/v5"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/ugorji/go/codec"
 )
 
 var kinds = map[string]reflect.Type{
@@ -58,10 +60,9 @@ type stream struct {
 }
 
 type driver struct {
-	url, namespace string
-	client         *qinfer.Client
-	mutex          sync.Mutex
-	streams        map[int]stream
+	client  qinfer.Client // of no model yet
+	mutex   sync.Mutex
+	streams map[int]stream
 }
 
 var output sync.Mutex
@@ -87,7 +88,11 @@ func main() {
 		log.Fatal(err)
 	}
 	defer connection.Close()
-	client := &qinfer.Client{Conn: connection, Namespace: os.Args[2], Timeout: time.Minute}
+	js, err := jetstream.New(connection)
+	if err != nil {
+		log.Fatal(err)
+	}
+	client := qinfer.Client{JetStream: js, Namespace: os.Args[2], Timeout: time.Minute}
 	d := driver{client: client, streams: map[int]stream{}}
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 1<<24)
@@ -109,19 +114,31 @@ func main() {
 }
 
 func (d *driver) open(c command) {
-	request := qinfer.Request{Model: c.Model, Version: c.Version, Parameters: c.Parameters, Window: c.Window}
+	client, inputs := d.client, []qinfer.Tensor{}
+	client.Model, client.Version, client.Parameters, client.Window = c.Model, cmp.Or(c.Version, "latest"), c.Parameters, c.Window
 	for _, input := range c.Inputs {
-		request.Inputs = append(request.Inputs, tensor(input))
+		inputs = append(inputs, tensor(input))
 	}
-	ctx, abort := context.WithTimeout(context.Background(), time.Duration(c.Timeout)*time.Millisecond)
-	if c.Do == "infer" {
+	timeout := time.Duration(c.Timeout) * time.Millisecond
+	if c.Do == "infer" { // by the client's timeout; streams by their context's
+		client.Timeout = timeout
+		ctx, abort := context.WithCancel(context.Background())
 		d.keep(c.Of, stream{abort: abort, next: func() (*qinfer.Response, error, bool) {
-			response, err := d.client.Infer(ctx, request)
-			return response, err, true
+			response, err := client.Infer(ctx, inputs...)
+			if response.Version == "" {
+				return nil, err, true
+			}
+			return &response, err, true
 		}})
 		return
 	}
-	next, leave := iter.Pull2(d.client.Stream(ctx, request))
+	ctx, abort := context.WithTimeout(context.Background(), timeout)
+	next, leave := iter.Pull2(func(yield func(*qinfer.Response, error) bool) {
+		var response qinfer.Response
+		if err := client.Stream(ctx, inputs, &response, func() bool { return yield(&response, nil) }); err != nil {
+			yield(nil, err)
+		}
+	})
 	d.keep(c.Of, stream{next, leave, abort})
 }
 
@@ -137,9 +154,6 @@ func (d *driver) act(c command) {
 	d.mutex.Unlock()
 	answer := told{Key: c.Key}
 	switch c.Do {
-	case "models":
-		models, err := d.client.Models()
-		answer.Got, answer.Error = models, failed(err)
 	case "infer", "next":
 		response, err, more := s.next()
 		answer.Got, answer.Error = given(response), failed(err)
@@ -154,15 +168,25 @@ func (d *driver) act(c command) {
 	say(answer)
 }
 
+// failed gives what the context and the broker say the reasons by which clients of other languages know it.
 func failed(err error) any {
-	var known *qinfer.Error
 	if err == nil {
 		return nil
 	}
+	var known *qinfer.Error
 	if errors.As(err, &known) {
 		return map[string]any{"reason": known.Reason, "message": known.Message, "retry_after": known.RetryAfter}
 	}
-	return map[string]any{"reason": "?", "message": err.Error()}
+	reason := "?"
+	for wrong, name := range map[error]string{
+		context.DeadlineExceeded: "deadline_exceeded", context.Canceled: "cancelled",
+		jetstream.ErrNoStreamResponse: "no_worker", &jetstream.APIError{ErrorCode: 10077}: "queue_full",
+	} {
+		if errors.Is(err, wrong) {
+			reason = name
+		}
+	}
+	return map[string]any{"reason": reason, "message": err.Error()}
 }
 
 // number makes integers of what JSON knows as numbers, where they are.
@@ -188,7 +212,8 @@ func tensor(input []any) qinfer.Tensor {
 		text := value.(string)
 		if made.Datatype == "BYTES" {
 			item, _ := hex.DecodeString(text)
-			data.Write(qinfer.Bytes(item))
+			binary.Write(&data, binary.LittleEndian, uint32(len(item)))
+			data.Write(item)
 			continue
 		}
 		number := reflect.New(kinds[made.Datatype])
@@ -215,8 +240,9 @@ func given(response *qinfer.Response) any {
 func texts(output qinfer.Tensor) []string {
 	found := []string{}
 	if output.Datatype == "BYTES" {
-		for _, item := range qinfer.Items(output.Data) {
-			found = append(found, hex.EncodeToString(item))
+		for data := output.Data; len(data) > 0; {
+			end := 4 + binary.LittleEndian.Uint32(data)
+			found, data = append(found, hex.EncodeToString(data[4:end])), data[end:]
 		}
 		return found
 	}
@@ -240,45 +266,61 @@ func readVectors(folder string) {
 		}
 		name := strings.TrimSuffix(filepath.Base(file), ".bin")
 		told := map[string]any{"name": name}
-		var wire any
-		if err := errors.Join(qinfer.Read(data), msgpack.Unmarshal(data, &wire)); err != nil {
+		var elements []any
+		if err := codec.NewDecoderBytes(data, wire).Decode(&elements); err != nil {
 			told["unreadable"] = err.Error()
 		} else {
-			encoded, _ := qinfer.Encode(wire)
-			told["wire"], told["encoded"] = printable(wire), printable(encoded)
+			told["encoded"] = printable(qinfer.Encode(elements...))
+			told["wire"] = printable(elements)
 		}
 		if strings.HasPrefix(name, "response-") {
-			responses, err := qinfer.ReadResponses(data)
-			var known *qinfer.Error
-			if errors.As(err, &known) {
-				told["error"] = known.Reason
-			} else if err == nil {
-				told["responses"] = read(responses)
+			if responses, reason := read(data); reason != "" {
+				told["error"] = reason
+			} else {
+				told["responses"] = responses
 			}
 		}
 		say(told)
 	}
 }
 
-func read(responses []qinfer.Response) any {
-	list := []any{}
-	for _, r := range responses {
-		outputs := []any{}
-		for _, t := range r.Outputs {
+// wire reads anything, with text and numbers as they are in JSON.
+var wire = &codec.MsgpackHandle{WriteExt: true, BasicHandle: codec.BasicHandle{
+	DecodeOptions: codec.DecodeOptions{MapType: reflect.TypeFor[map[string]any]()}}}
+
+// read does with a response frame what Stream does.
+func read(data []byte) (list []any, reason string) {
+	var version int
+	var failed *qinfer.Error
+	var responses []codec.Raw
+	err := qinfer.Decode(data, &version, nil, nil, nil, &responses, &failed)
+	switch {
+	case version > 1:
+		return nil, "unsupported_version"
+	case err != nil:
+		return nil, "malformed_message"
+	case failed != nil:
+		return nil, failed.Reason
+	}
+	for _, response := range responses {
+		var failed *qinfer.Error
+		var tensors []qinfer.Tensor
+		parameters, flags, claim, index := map[string]any{}, 1, "", 0
+		err := qinfer.Decode(response, nil, nil, &failed, &tensors, &parameters, &flags, nil, &claim, nil, nil, &index)
+		if err != nil {
+			return nil, "malformed_message"
+		}
+		outputs, wrong := []any{}, any(nil)
+		for _, t := range tensors {
 			outputs = append(outputs, []any{t.Name, t.Datatype, t.Shape, printable(t.Data)})
 		}
-		var failed any
-		if r.Failed != nil {
-			failed = []any{r.Failed.Reason, r.Failed.Message, r.Failed.RetryAfter}
+		if failed != nil {
+			wrong = []any{failed.Reason, failed.Message, failed.RetryAfter}
 		}
-		parameters := r.Parameters
-		if parameters == nil {
-			parameters = map[string]any{}
-		}
-		list = append(list, map[string]any{"error": failed, "outputs": outputs, "parameters": parameters,
-			"flags": r.Flags, "claim": r.Claim, "index": r.Index})
+		list = append(list, map[string]any{"error": wrong, "outputs": outputs, "parameters": parameters,
+			"flags": flags, "claim": claim, "index": index})
 	}
-	return list
+	return list, ""
 }
 
 func printable(value any) any {

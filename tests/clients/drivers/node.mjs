@@ -29,7 +29,6 @@ function options({ inputs, timeout, window, version, parameters }, signal) {
 async function converse(url, namespace) {
   const client = await Client.connect(url, { namespace }), streams = new Map(), aborts = new Map();
   const verbs = {
-    models: () => client.models(),
     infer: (told) => client.infer(told.model, ...options(told, abortable(told.of))).then(given),
     open: (told) => void streams.set(told.of,
       client.stream(told.model, ...options(told, abortable(told.of)))[Symbol.asyncIterator]()),

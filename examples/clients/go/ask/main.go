@@ -4,11 +4,11 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log"
 	"math"
@@ -19,6 +19,7 @@ import (
 
 	"example.org/qinfer"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 func main() {
@@ -29,39 +30,64 @@ func main() {
 	}
 	defer connection.Close()
 	namespace := cmp.Or(os.Getenv("QINFER_NAMESPACE"), "default")
-	client := &qinfer.Client{Conn: connection, Namespace: namespace, Timeout: 10 * time.Second}
 	if len(os.Args) == 1 {
-		err = list(client)
+		err = list(connection, namespace)
 	} else {
-		err = ask(client, os.Args[1], os.Args[2:])
+		err = ask(connection, namespace, os.Args[1], os.Args[2:])
+	}
+	if errors.Is(err, jetstream.ErrNoStreamResponse) {
+		err = fmt.Errorf("no_worker: %w", err)
 	}
 	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func list(client *qinfer.Client) error {
-	models, err := client.Models()
-	for _, model := range models {
-		fmt.Println(model["model"], model["model_version"], model["inputs"])
+// list asks the services API of NATS, and waits until nobody has told anything more for a while.
+func list(connection *nats.Conn, namespace string) error {
+	answers, err := connection.SubscribeSync(connection.NewInbox())
+	if err != nil {
+		return err
+	}
+	defer answers.Unsubscribe()
+	err = connection.PublishRequest("$SRV.INFO", answers.Subject, nil)
+	for wait := time.Second; err == nil; wait = 300 * time.Millisecond {
+		var message *nats.Msg
+		if message, err = answers.NextMsg(wait); err != nil {
+			break
+		}
+		var told struct{ Metadata map[string]string }
+		if err := json.Unmarshal(message.Data, &told); err != nil {
+			continue // a service of somebody else's
+		}
+		if model := told.Metadata; model["protocol"] == "qinfer/1" && model["namespace"] == namespace {
+			fmt.Println(model["model"], model["model_version"], model["inputs"])
+		}
+	}
+	if errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) {
+		return nil // all have told, or there is nobody who could
 	}
 	return err
 }
 
-func ask(client *qinfer.Client, model string, words []string) error {
+func ask(connection *nats.Conn, namespace, model string, words []string) error {
 	inputs, err := parse(words)
 	if err != nil {
 		return err
 	}
-	for response, err := range client.Stream(context.Background(), qinfer.Request{Model: model, Inputs: inputs}) {
-		if err != nil {
-			return err
-		}
+	js, err := jetstream.New(connection)
+	if err != nil {
+		return err
+	}
+	client := qinfer.Client{JetStream: js, Namespace: namespace, Model: model, Version: "latest", Window: 32,
+		Timeout: 10 * time.Second}
+	var response qinfer.Response
+	return client.Stream(context.Background(), inputs, &response, func() bool {
 		for _, output := range response.Outputs {
 			fmt.Println(output.Name, output.Datatype, strings.Trim(commas(output.Shape), "[]"), show(output))
 		}
-	}
-	return nil
+		return true
+	})
 }
 
 func commas(shape []int64) string { return strings.ReplaceAll(fmt.Sprint(shape), " ", ",") }
@@ -100,7 +126,7 @@ func add(data []byte, datatype, text string) ([]byte, error) {
 		value, err := strconv.ParseInt(text, 10, 64)
 		return binary.LittleEndian.AppendUint64(data, uint64(value)), err
 	case "BYTES":
-		return append(data, qinfer.Bytes([]byte(text))...), nil
+		return append(binary.LittleEndian.AppendUint32(data, uint32(len(text))), text...), nil
 	}
 	return nil, fmt.Errorf("datatype %s; expected FP32, INT32, INT64 or BYTES", datatype)
 }
@@ -115,9 +141,17 @@ func show(tensor qinfer.Tensor) string {
 	case "INT64":
 		values = decoded[int64](tensor.Data, 8)
 	case "BYTES":
-		return string(bytes.Join(qinfer.Items(tensor.Data), []byte(" ")))
+		return strings.Join(items(tensor.Data), " ")
 	}
 	return strings.Trim(fmt.Sprint(values), "[]")
+}
+
+func items(data []byte) (found []string) {
+	for len(data) >= 4 {
+		end := min(4+int(binary.LittleEndian.Uint32(data)), len(data))
+		found, data = append(found, string(data[4:end])), data[end:]
+	}
+	return found
 }
 
 func decoded[T float32 | int32 | int64](data []byte, size int) []T {
