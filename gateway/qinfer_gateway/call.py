@@ -69,7 +69,7 @@ class Call:
         """The protocol's status code of an outcome."""
         return 200 if error is None else error.http_status
 
-    def arrived(self, frame: ResponseFrame, response: Response) -> bool:  # noqa: ARG002
+    def arrived(self, frame: ResponseFrame, response: Response) -> bool:  # noqa: ARG002 (for streams)
         """One of many responses is here: whether it is the last, which `answered` or `failed` get then."""
         return True
 
